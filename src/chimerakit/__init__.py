@@ -1,0 +1,44 @@
+"""chimerakit: build, prove and measure Chimera models. The public names, loaded when they are first used."""
+
+from typing import TYPE_CHECKING
+
+from chimerakit._version import __version__
+
+if TYPE_CHECKING:
+    from chimerakit.errors import ChimerakitError
+    from chimerakit.formats import open_checkpoint
+    from chimerakit.merge import merge_parents
+    from chimerakit.plan import make_plan
+    from chimerakit.recipe import load_recipe, parse_recipe
+    from chimerakit.verify import verify_child, verify_table
+
+_HOMES = {
+    "ChimerakitError": "chimerakit.errors",
+    "load_recipe": "chimerakit.recipe",
+    "make_plan": "chimerakit.plan",
+    "merge_parents": "chimerakit.merge",
+    "open_checkpoint": "chimerakit.formats",
+    "parse_recipe": "chimerakit.recipe",
+    "verify_child": "chimerakit.verify",
+    "verify_table": "chimerakit.verify",
+}
+
+__all__ = [
+    "ChimerakitError",
+    "__version__",
+    "load_recipe",
+    "make_plan",
+    "merge_parents",
+    "open_checkpoint",
+    "parse_recipe",
+    "verify_child",
+    "verify_table",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'chimerakit' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

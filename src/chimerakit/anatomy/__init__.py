@@ -1,0 +1,206 @@
+"""What a tensor's name says: component, layer, expert, projection, MTP mark; and which tensors belong together.
+
+Knowledge of a model family is a table, a TOML file in `families/`; the code here knows no name. To add a family, add a
+file. A name that no line of the table fits is `other` and marked unknown: it is shown, never dropped.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from itertools import product
+from typing import Any
+
+from msgspec import Struct, convert
+
+from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, MIXABLE
+from chimerakit.errors import CheckpointError
+from chimerakit.records import Checkpoint, Component, Role, Tensor, Unit
+
+BLOCK = 128
+"""Sides of an FP8 block."""
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+class Line(Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of a family's table: names, and what tensors of these names are."""
+
+    component: Component
+    names: list[str]
+    """With {layer}, {expert} and {projection} in place of what varies."""
+    projections: list[str] = []
+    convertible: bool = True
+    """Whether `output.dtype` may store them otherwise."""
+    fp8: bool = False
+    """Whether the family stores them in FP8 blocks when it uses FP8."""
+
+
+class Meaning(Struct, frozen=True, forbid_unknown_fields=True):
+    """A config value that changes what the tensors mean, so that parents must agree on it."""
+
+    default: Any = None
+    """What an absent value means."""
+    also: str | None = None
+    """Another place for the same value, as a path of keys with dots."""
+
+
+class Family(Struct, frozen=True, forbid_unknown_fields=True):
+    """One model family's table."""
+
+    name: str
+    model_types: list[str]
+    """Values of config.json's model_type that are of this family."""
+    layers: str
+    """The config key with the number of main layers; those from it on are MTP layers."""
+    experts: str
+    """The config key with the number of routed experts."""
+    companion: str
+    """What is added to a weight's name to get its scale's."""
+    tensors: list[Line]
+    config: dict[str, Meaning]
+
+    def patterns(self) -> dict[str, tuple[Line, tuple[str, ...], str | None]]:
+        """Every name with numbers as '#', its line, what the numbers are, and the projection."""
+        found = {}
+        for line in self.tensors:
+            for name, projection in product(line.names, line.projections or [""]):
+                filled = name.replace("{projection}", projection)
+                numbers = tuple(re.findall(r"\{(layer|expert)\}", filled))
+                found[re.sub(r"\{(layer|expert)\}", "#", filled)] = (line, numbers, projection or None)
+        return found
+
+
+_GENERIC = Family(name="generic", model_types=[], layers="", experts="", companion="_scale_inv", tensors=[], config={})
+"""For models that no table describes: every tensor is `other`, names and globs still work."""
+
+
+def load_family(text: str) -> Family:
+    """A family from its TOML text."""
+    return convert(tomllib.loads(text), Family)
+
+
+def families() -> dict[str, Family]:
+    """Every family that has a table, by model_type."""
+    tables = [
+        load_family(f.read_text()) for f in files(__package__).joinpath("families").iterdir() if f.name != "README"
+    ]
+    return {model_type: family for family in tables for model_type in family.model_types}
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json."""
+    return families().get(str(config.get("model_type", "")), _GENERIC)
+
+
+class Anatomy:
+    """One checkpoint seen with its family's table."""
+
+    def __init__(self, checkpoint: Checkpoint, family: Family | None = None):
+        self.checkpoint = checkpoint
+        self.family = family_of(checkpoint.config) if family is None else family
+        self.num_layers = self._count(self.family.layers)
+        self.num_experts = self._count(self.family.experts)
+        self._patterns = self.family.patterns()
+
+    def _count(self, key: str) -> int:
+        found = config_meaning(self.family, self.checkpoint.config).get(key, 0)
+        if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < 1 << 20:
+            raise CheckpointError(
+                f"config.json: {key} must be a whole number", where=self.checkpoint.root, found=repr(found)
+            )
+        return found
+
+    def role(self, name: str) -> Role:
+        """What the tensor of this name is."""
+        pattern = self._patterns.get(_NUMBER.sub("#", name))
+        if pattern is None:
+            return Role("other", known=False)
+        line, kinds, projection = pattern
+        numbers = dict(zip(kinds, map(int, _NUMBER.findall(name)), strict=True))
+        layer, expert = numbers.get("layer"), numbers.get("expert")
+        if expert is not None and expert >= self.num_experts:
+            return Role("other", layer=layer, known=False)
+        return Role(
+            line.component,
+            layer=layer,
+            expert=expert,
+            projection=projection,
+            mtp=layer is not None and layer >= self.num_layers,
+            convertible=line.convertible,
+            fp8=line.fp8,
+        )
+
+    def units(self) -> dict[str, Unit]:
+        """Every tensor of the checkpoint, each in one unit, by the name of the unit's weight."""
+        tensors, suffix = self.checkpoint.tensors, self.family.companion
+        found = {}
+        for name, tensor in tensors.items():
+            if name.endswith(suffix) and name.removesuffix(suffix) in tensors:
+                continue
+            scale = tensors.get(name + suffix)
+            together = (tensor,) if scale is None else (tensor, scale)
+            found[name] = Unit(self.role(name), self._storage(together), together)
+        return found
+
+    def _storage(self, tensors: tuple[Tensor, ...]) -> str:
+        weight = tensors[0]
+        if len(tensors) == 1:
+            return weight.dtype
+        scale = tensors[1]
+        if weight.dtype != "F8_E4M3" or scale.dtype not in ("F32", "F8_E8M0"):
+            return f"{weight.dtype} with {scale.dtype} scales"
+        if scale.dtype == "F8_E8M0" or self.quantization.get("scale_fmt") == "ue8m0":
+            return FP8_BLOCK_UE8M0
+        return FP8_BLOCK
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """config.json's quantization_config."""
+        found = self.checkpoint.config.get("quantization_config")
+        return found if isinstance(found, dict) else {}
+
+    def objection(self, unit: Unit) -> str | None:
+        """What is wrong with a unit as it is stored, or None."""
+        weight = unit.tensors[0]
+        if self.family is _GENERIC:
+            return None
+        if weight.dtype == "F8_E4M3" and unit.role.fp8 and len(unit.tensors) == 1:
+            return f"{unit.name} is FP8 without its scale: there is no {unit.name}{self.family.companion}"
+        if unit.storage in FP8_BLOCKS:
+            expected = tuple(-(-side // BLOCK) for side in weight.shape)
+            scale = unit.tensors[1]
+            if len(weight.shape) != 2 or scale.shape != expected:
+                return f"{scale.name} has the wrong shape: expected {list(expected)}, found {list(scale.shape)}"
+            if (size := self.quantization.get("weight_block_size", [BLOCK, BLOCK])) != [BLOCK, BLOCK]:
+                return f"{unit.name} has blocks of {size}; only [{BLOCK}, {BLOCK}] is known"
+        return None
+
+
+def config_meaning(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config values that change what tensors mean, with the family's defaults for absent ones."""
+    found = {}
+    for key, meaning in family.config.items():
+        value: Any = config.get(key)
+        if value is None and meaning.also is not None:
+            value = config
+            for part in meaning.also.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+        value = _plain(value)
+        found[key] = meaning.default if value is None else value
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value in the form in which two spellings of it are equal.
+
+    transformers 5 keeps rope_theta and rope_scaling in one dictionary and calls `type` `rope_type`.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    renamed = {("rope_type" if key == "type" else key): v for key, v in value.items() if key != "rope_theta"}
+    return None if renamed.get("rope_type") == "default" else renamed
+
+
+def is_mixable(unit: Unit) -> bool:
+    """Whether a unit's values can be decoded to float32."""
+    return unit.storage in MIXABLE

@@ -1,0 +1,388 @@
+"""The child on disk: its folder while it grows, and what makes it finished.
+
+    CHILD/.chimerakit/plan.json        whose child this is
+    CHILD/.chimerakit/receipts/N.json  what job N wrote, saved after its bytes were synced
+    CHILD/NAME.part                    a file that still grows
+
+A file is renamed when every job that touches it has a receipt. Then follow the other files, the card, index and config,
+and last the manifest; then the folder .chimerakit goes. A folder without manifest is therefore unfinished.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from chimerakit._version import __version__
+from chimerakit.card import write_card
+from chimerakit.errors import ChimerakitError, ManifestError, OutputError
+from chimerakit.execute import Report
+from chimerakit.numerics import VERSION as NUMERICS
+from chimerakit.recipe import recipe_to_data
+from chimerakit.records import (
+    FileRow,
+    Job,
+    Made,
+    MadeRow,
+    Manifest,
+    OtherFile,
+    ParentRecord,
+    Plan,
+    Receipt,
+    WeightFile,
+)
+from chimerakit.stores.digest import Hasher, digest_of
+from chimerakit.stores.local import (
+    CHUNK,
+    PART,
+    PartFile,
+    Reader,
+    finish_file,
+    free_nbytes,
+    make_folder,
+    read_file,
+    sync_folder,
+    write_file,
+)
+
+MANIFEST = "chimerakit.json"
+CARD = "README.md"
+_WORKSPACE = ".chimerakit"
+_MAX_MANIFEST = 1 << 30
+_SPARE = 16 << 20
+"""Bytes kept free for manifest, receipts and folders."""
+
+
+class _Begun(Struct, frozen=True):
+    """What an unfinished child says about itself."""
+
+    plan: str
+    segments: tuple[tuple[int, int], ...]
+    signatures: dict[str, dict[str, tuple[int, int]]]
+    allow_nonfinite: bool
+    sha256: bool
+    files: tuple[str, ...]
+    """Every name that it may write, so that starting over deletes nothing else."""
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a finished child."""
+    file = path / MANIFEST
+    if not file.is_file():
+        unfinished = (path / _WORKSPACE).is_dir()
+        raise ManifestError(
+            "this child is unfinished: it has no manifest yet" if unfinished else "there is no manifest",
+            where=path,
+            expected=MANIFEST,
+            do="run the same merge again to finish it"
+            if unfinished
+            else "compare with its parents: verify --table --parent ...",
+        )
+    try:
+        found = msgspec.json.decode(read_file(file, _MAX_MANIFEST), type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise ManifestError(f"the manifest can't be read: {e}", where=file) from e
+    if found.format != 1 or found.numerics != NUMERICS:
+        raise ManifestError(
+            "the manifest is of another version",
+            where=file,
+            expected=f"format 1, numerics {NUMERICS}",
+            found=f"format {found.format}, numerics {found.numerics}, by chimerakit {found.chimerakit}",
+            do="use the chimerakit that wrote it",
+        )
+    return found
+
+
+def check_output(plan: Plan, path: Path, *, force: bool = False) -> None:
+    """Refuse a folder that can't become this child, before anything is written."""
+    if path.is_symlink():
+        raise OutputError("is a symbolic link; output is never written through one", where=path)
+    real = path.resolve()
+    for name, parent in plan.parents.items():
+        root = Path(parent.root).resolve()
+        if real == root or root in real.parents or real in root.parents:
+            how = (
+                "is the parent"
+                if real == root
+                else "lies inside the parent"
+                if root in real.parents
+                else "holds the parent"
+            )
+            raise OutputError(f"the output folder {how} {name!r}", where=path, found=root, do="choose another folder")
+    if path.exists() and not path.is_dir():
+        raise OutputError("is not a folder", where=path)
+    _check_contents(plan, path, force=force)
+    on_disk = sum(f.stat().st_blocks * 512 for f in path.glob("*") if f.is_file()) if path.is_dir() else 0
+    needed, free = plan.output_nbytes + _SPARE - on_disk, free_nbytes(path)
+    if needed > free:
+        raise OutputError("too little disk space", where=path, expected=f"{needed} bytes", found=f"{free} bytes free")
+
+
+def _check_contents(plan: Plan, path: Path, *, force: bool) -> None:
+    present = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    if not present:
+        return
+    begun = _begun(path)
+    if begun is None and MANIFEST not in present:
+        raise OutputError(
+            "the output folder holds something else",
+            where=path,
+            found=", ".join(present[:5]),
+            do="choose an empty folder",
+        )
+    if force:
+        return
+    if begun is None:
+        if read_manifest(path).plan != plan.digest:
+            raise OutputError("holds a finished child of another plan", where=path, do="--force starts over")
+        return
+    if begun.plan != plan.digest or begun.segments != plan.segments:
+        raise OutputError("holds an unfinished child of another plan", where=path, do="--force starts over")
+    if begun.signatures != _signatures(plan):
+        raise OutputError(
+            "a parent's file has changed since this child was begun", where=path, do="--force starts over"
+        )
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a folder holds a complete child."""
+    return (path / MANIFEST).is_file() and not (path / _WORKSPACE / "plan.json").exists()
+
+
+def _signatures(plan: Plan) -> dict[str, dict[str, tuple[int, int]]]:
+    return {name: {s.name: (s.nbytes, s.mtime_ns) for s in c.shards} for name, c in plan.parents.items()}
+
+
+def _begun(path: Path) -> _Begun | None:
+    file = path / _WORKSPACE / "plan.json"
+    if file.is_symlink() or not file.is_file():
+        return None
+    try:
+        return msgspec.json.decode(read_file(file, _MAX_MANIFEST), type=_Begun)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # A crash before this file was complete: nothing else had been written yet.
+        return _Begun("", (), {}, allow_nonfinite=False, sha256=False, files=())
+
+
+class Child:
+    """A child while it is being made. One process at a time works on it; its jobs need no lock."""
+
+    def __init__(self, plan: Plan, path: Path, *, force: bool, allow_nonfinite: bool, sha256: bool):
+        self.path = path
+        self._plan = plan
+        self._sha256 = sha256
+        self._allow_nonfinite = allow_nonfinite
+        self._workspace = path / _WORKSPACE
+        self._receipts = self._workspace / "receipts"
+        make_folder(path)
+        self._lock = self._take_lock()
+        try:
+            self._begin(force=force)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_lock(self) -> int:
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            os.close(fd)
+            raise OutputError("another process is working on this folder", where=self.path) from e
+        return fd
+
+    def close(self) -> None:
+        """Let others work on the folder."""
+        os.close(self._lock)
+
+    def _begin(self, *, force: bool) -> None:
+        check_output(self._plan, self.path, force=force)
+        names = (*(s.name for s in self._plan.shards), *(f.name for f in self._plan.files), CARD, MANIFEST)
+        mine = _Begun(
+            self._plan.digest, self._plan.segments, _signatures(self._plan), self._allow_nonfinite, self._sha256, names
+        )
+        there = _begun(self.path)
+        if there == mine:
+            return
+        if there is not None and not force and there.plan:
+            raise OutputError("was begun with other options", where=self.path, do="use the same ones, or --force")
+        if force:
+            self._clear(there)
+        make_folder(self._workspace)
+        make_folder(self._receipts)
+        write_file(self._workspace / "plan.json", msgspec.json.encode(mine))
+
+    def _clear(self, there: _Begun | None) -> None:
+        """Delete what the child that stood here had written, and nothing else."""
+        names = set(there.files) if there is not None else set()
+        if (self.path / MANIFEST).is_file():
+            old = read_manifest(self.path)
+            names |= {*old.weights, *old.files, MANIFEST}
+        for name in names:
+            if ".." in Path(name).parts or Path(name).is_absolute():
+                raise ManifestError("names a file outside its folder", where=self.path / MANIFEST, found=name)
+            for file in (self.path / name, self.path / (name + PART)):
+                file.unlink(missing_ok=True)
+        if self._workspace.is_dir() and not self._workspace.is_symlink():
+            shutil.rmtree(self._workspace)
+        left = [p.name for p in self.path.iterdir() if not p.is_dir()]
+        if left:
+            raise OutputError(
+                "the output folder holds something else", where=self.path, found=", ".join(sorted(left)[:5])
+            )
+
+    # ---------------------------------------------------------------------------------------- receipts
+
+    def save(self, receipt: Receipt) -> None:
+        """Keep a receipt; its bytes are on the disk already."""
+        write_file(self._receipts / f"{receipt.job}.json", msgspec.json.encode(receipt))
+
+    def receipt_of(self, job: Job, report: Report) -> Receipt | None:
+        """The receipt of a job that needs not run again: it has one, and the bytes are those that it tells of."""
+        file = self._receipts / f"{job.id}.json"
+        try:
+            receipt = msgspec.json.decode(read_file(file, _MAX_MANIFEST), type=Receipt) if file.is_file() else None
+            if receipt is not None and self._holds(job, receipt, report):
+                return receipt
+        except (ChimerakitError, msgspec.DecodeError, OSError):
+            return None
+        return None
+
+    def _holds(self, job: Job, receipt: Receipt, report: Report) -> bool:
+        digests = receipt.headers | {name: d for made in receipt.made for name, d in made.digests.items()}
+        buffer = memoryview(bytearray(CHUNK))
+        for name, file, start, nbytes in job.ranges():
+            path = self._file(file)
+            if path.is_symlink() or not path.is_file() or path.stat().st_size != job.sizes[file]:
+                return False
+            reader, hasher = Reader(path), Hasher()
+            try:
+                for piece in reader.chunks(start, nbytes, buffer):
+                    hasher.update(piece)
+                    report(len(piece))
+            finally:
+                reader.close()
+            if hasher.xxh3 != digests.get(name):
+                return False
+        return True
+
+    def _file(self, name: str) -> Path:
+        done = self.path / name
+        return done if done.exists() or done.is_symlink() else self.path / (name + PART)
+
+    def reopen(self, jobs: Sequence[Job]) -> None:
+        """Give files that these jobs will write their temporary name back."""
+        for name in {name for job in jobs for name in job.sizes}:
+            done = self.path / name
+            if done.is_symlink():
+                raise OutputError("is a symbolic link; output is never written through one", where=done, do="remove it")
+            if done.exists():
+                done.rename(self.path / (name + PART))
+
+    # ------------------------------------------------------------------------------------------ finish
+
+    def finish_shard(self, name: str) -> None:
+        """Rename a weight file whose jobs all have receipts."""
+        if (self.path / (name + PART)).exists():
+            finish_file(self.path / name)
+
+    def finish(self, receipts: Sequence[Receipt]) -> Manifest:
+        """Write everything but the weights, the manifest last; then the child is finished."""
+        files = {row.name: self._write_other(row) for row in self._plan.files if row.name not in ("config.json", CARD)}
+        card = write_card(self._plan).encode()
+        files[CARD] = self._write_text(CARD, card)
+        for row in self._plan.files:
+            if row.name == "config.json":
+                files[row.name] = self._write_other(row)
+        manifest = self._manifest(receipts, files)
+        text = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+        write_file(self.path / MANIFEST, text)
+        shutil.rmtree(self._workspace)
+        sync_folder(self.path)
+        return manifest
+
+    def _write_text(self, name: str, data: bytes) -> OtherFile:
+        hasher = Hasher(sha256=self._sha256)
+        hasher.update(data)
+        write_file(self.path / name, data)
+        return OtherFile(len(data), hasher.xxh3, hasher.sha256)
+
+    def _write_other(self, row: FileRow) -> OtherFile:
+        if row.text is not None:
+            return self._write_text(row.name, row.text.encode())
+        reader = Reader(Path(self._plan.parents[row.parent or ""].root, row.source or ""))
+        target, hasher = self.path / row.name, Hasher(sha256=self._sha256)
+        make_folder(target.parent)
+        target.with_name(target.name + PART).unlink(missing_ok=True)
+        part = PartFile(target, reader.nbytes)
+        try:
+            done = 0
+            for piece in reader.chunks(0, reader.nbytes, memoryview(bytearray(CHUNK))):
+                part.write(piece, done)
+                hasher.update(piece)
+                done += len(piece)
+            part.sync()
+        finally:
+            part.close()
+            reader.close()
+        finish_file(target)
+        return OtherFile(reader.nbytes, hasher.xxh3, hasher.sha256)
+
+    def _manifest(self, receipts: Sequence[Receipt], files: Mapping[str, OtherFile]) -> Manifest:
+        made = {m.unit: m for receipt in receipts for m in receipt.made}
+        headers = {name: digest for receipt in receipts for name, digest in receipt.headers.items()}
+        plan = self._plan
+        return Manifest(
+            chimerakit=__version__,
+            numerics=NUMERICS,
+            recipe=recipe_to_data(plan.recipe),
+            plan=plan.digest,
+            family=plan.family,
+            parents={name: parent_record(c.shards, c.config) for name, c in plan.parents.items()},
+            allow_nonfinite=self._allow_nonfinite,
+            weights={
+                s.name: WeightFile(s.nbytes, s.header.nbytes, headers[s.name], self._sha256_of(s.name))
+                for s in plan.shards
+            },
+            files=dict(files),
+            units=tuple(_made_row(plan, number, made[row.unit]) for number, row in enumerate(plan.rows)),
+        )
+
+    def _sha256_of(self, name: str) -> str | None:
+        """sha256 of a whole weight file, if it was asked for; it needs the bytes in order, so the file is read once more."""
+        if not self._sha256:
+            return None
+        reader, hasher = Reader(self.path / name), Hasher(sha256=True)
+        try:
+            for piece in reader.chunks(0, reader.nbytes, memoryview(bytearray(CHUNK))):
+                hasher.update(piece)
+        finally:
+            reader.close()
+        return hasher.sha256
+
+
+def parent_record(shards: Sequence[Any], config: Mapping[str, Any]) -> ParentRecord:
+    """A parent, by what its headers say."""
+    return ParentRecord(
+        {s.name: (s.nbytes, s.header_digest) for s in shards},
+        digest_of(msgspec.json.encode(config, order="deterministic")),
+    )
+
+
+def _made_row(plan: Plan, number: int, made: Made) -> MadeRow:
+    row = plan.rows[number]
+    return MadeRow(
+        unit=row.unit,
+        rule=row.rule,
+        parents={part.parent: part.share for part in row.inputs},
+        outcome=made.outcome,
+        tensors=made.digests,
+        sha256=made.sha256,
+        rms_error=made.rms_error,
+        nonfinite=made.nonfinite,
+    )

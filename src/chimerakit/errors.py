@@ -1,0 +1,80 @@
+"""Everything that chimerakit can refuse, one class for each thing that a user can do about it.
+
+    ChimerakitError            the base; the command line prints it and exits with 2
+    ├── RecipeError            the recipe's text is wrong: correct the recipe
+    ├── PlanError              recipe and parents do not fit each other: every problem is listed, nothing was read
+    ├── CheckpointError        a parent or child on disk is damaged, incomplete, or says something untrue
+    │   └── ChangedError       a file is not the one that was planned with
+    ├── OutputError            the output folder can't be used: occupied, inside a parent, out of space
+    ├── NonFiniteError         NaN or infinity in weights that would have to be mixed
+    ├── ManifestError          a manifest is missing, damaged, or of another version
+    └── MissingExtraError      an optional dependency is not installed
+
+A message says what, where (file, tensor), what was expected and found, and what to do. It never holds raw control
+characters: names come from files that anybody may have written.
+"""
+
+from collections.abc import Sequence
+
+
+def printable(text: object) -> str:
+    """Text with control characters and lone surrogates escaped, so that no file can write to the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
+
+
+class ChimerakitError(Exception):
+    """The base of all refusals; `str()` is the whole message, ready to be shown."""
+
+    def __init__(self, what: str, *, where: object = None, expected: object = None, found: object = None, do: str = ""):
+        lines = [what if where is None else f"{where}: {what}"]
+        if expected is not None:
+            lines.append(f"  expected: {expected}")
+        if found is not None:
+            lines.append(f"  found:    {found}")
+        if do:
+            lines.append(f"  to do:    {do}")
+        super().__init__(printable("\n".join(lines)))
+
+
+class RecipeError(ChimerakitError):
+    """The recipe's text is wrong."""
+
+
+class PlanError(ChimerakitError):
+    """Recipe and parents do not fit each other.
+
+    `problems` holds every one of them, each a message in itself.
+    """
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = tuple(printable(p) for p in problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        listed = "\n".join(f"  {i}. {p}" for i, p in enumerate(self.problems, 1))
+        super().__init__(f"this can't be merged: {count}\n{listed}")
+
+
+class CheckpointError(ChimerakitError):
+    """A checkpoint on disk is damaged, incomplete, or says something untrue."""
+
+
+class ChangedError(CheckpointError):
+    """A file is not the one that was planned with."""
+
+
+class OutputError(ChimerakitError):
+    """The output folder can't be used."""
+
+
+class NonFiniteError(ChimerakitError):
+    """NaN or infinity in weights that would have to be mixed or converted."""
+
+
+class ManifestError(ChimerakitError):
+    """A manifest is missing, damaged, or of another version."""
+
+
+class MissingExtraError(ChimerakitError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(f"the package {package!r} is needed for this", do=f"pip install 'chimerakit[{extra}]'")

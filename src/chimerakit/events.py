@@ -1,0 +1,59 @@
+"""What happened, as records. The library tells; only the command line draws.
+
+A listener is any callable that takes an event. It is called from worker threads, one call at a time.
+"""
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+
+class Started(Struct, frozen=True):
+    """Long work begins."""
+
+    work: str
+    """What is being done, in a word or two."""
+    nbytes: int
+    """Bytes that the work will go through."""
+    jobs: int
+    """Jobs that the work consists of."""
+
+
+class Advanced(Struct, frozen=True):
+    """Some bytes are done."""
+
+    nbytes: int
+
+
+class JobDone(Struct, frozen=True):
+    """One job is done; `reused` if an earlier call had done it and its bytes still hold."""
+
+    job: int
+    nbytes: int
+    reused: bool
+
+
+class FileDone(Struct, frozen=True):
+    """One file of the child has its final name."""
+
+    name: str
+
+
+class Finished(Struct, frozen=True):
+    """The work that the last `Started` announced is complete."""
+
+    work: str
+
+
+class Said(Struct, frozen=True):
+    """A line that a person watching would like to read."""
+
+    text: str
+
+
+Event = Started | Advanced | JobDone | FileDone | Finished | Said
+Listener = Callable[[Event], None]
+
+
+def ignore(_: Event) -> None:
+    """The listener that does nothing."""

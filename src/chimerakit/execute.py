@@ -1,0 +1,285 @@
+"""One Job -> Receipt: read, copy or mix, write, digest. Decides nothing; may run twice, anywhere, in any order.
+
+    run_job -> make_unit -> numerics.mix -> sink
+
+A unit is made into a *sink*: the child's files while merging, a comparison with them while verifying. So a child is
+proven by the same code that made it, and that code is proven by independent arithmetic in the tests.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from msgspec.structs import replace
+
+from chimerakit.dtypes import FP8_BLOCKS
+from chimerakit.errors import NonFiniteError
+from chimerakit.plan.panels import Cut, Panel, cut
+from chimerakit.records import Header, Input, Job, Made, Outcome, Receipt, Row, Tensor
+from chimerakit.stores.digest import Hasher, digest_of
+from chimerakit.stores.local import CHUNK, Buffer, PartFile, Reader, Readers
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from chimerakit.numerics.mix import Encoded, Term
+
+Report = Callable[[int], None]
+"""Told the bytes that were just done; may raise to stop the job."""
+
+
+class Sink(Protocol):
+    """Where the bytes of a unit go."""
+
+    def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
+        """Take bytes of a tensor of the child, from `start` on within the tensor."""
+
+
+class Result(NamedTuple):
+    """How a unit was made."""
+
+    outcome: Outcome
+    rms_error: float | None
+    nonfinite: int
+
+
+def run_job(job: Job, report: Report) -> Receipt:
+    """Write everything that a job holds, wait until it is on the disk, and say what was written."""
+    with Inputs(job) as inputs, _Files(job, report) as files:
+        headers = {h.file: files.write_header(h, inputs) for h in job.headers}
+        made = []
+        for row in job.rows:
+            result = make_unit(row, inputs, files, allow_nonfinite=job.allow_nonfinite)
+            digests = {t.name: files.digest(t) for t in row.outputs}
+            made.append(
+                Made(
+                    unit=row.unit,
+                    outcome=result.outcome,
+                    digests={name: xxh3 for name, (xxh3, _) in digests.items()},
+                    sha256={name: sha or "" for name, (_, sha) in digests.items()} if job.sha256 else None,
+                    rms_error=result.rms_error,
+                    nonfinite=result.nonfinite,
+                )
+            )
+        files.sync()
+    return Receipt(job.id, job.nbytes, headers, tuple(made))
+
+
+class Inputs:
+    """The parents' files of a job, opened when first read, each checked to be the one that was planned with."""
+
+    def __init__(self, job: Job):
+        self._job = job
+        self._readers = Readers()
+
+    def reader(self, parent: str, shard: str) -> Reader:
+        """The open shard of a parent."""
+        signature = self._job.signatures[parent][shard]
+        return self._readers.get(Path(self._job.roots[parent], shard), signature)
+
+    def __enter__(self) -> "Inputs":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._readers.__exit__(*exception)
+
+
+class _Files:
+    """The child's files that a job writes; a sink that digests what passes."""
+
+    def __init__(self, job: Job, report: Report):
+        self._job = job
+        self._report = report
+        self._parts: dict[str, PartFile] = {}
+        self._hashers: dict[str, tuple[int, Hasher]] = {}
+
+    def __enter__(self) -> "_Files":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
+        for part in self._parts.values():
+            part.close()
+
+    def _part(self, name: str) -> PartFile:
+        if name not in self._parts:
+            self._parts[name] = PartFile(Path(self._job.output, name), self._job.sizes[name])
+        return self._parts[name]
+
+    def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
+        self._part(tensor.file).write(data, tensor.start + start)
+        done, hasher = self._hashers.setdefault(tensor.name, (0, Hasher(sha256=self._job.sha256)))
+        size = memoryview(data).nbytes
+        if done == start:
+            hasher.update(data)
+            self._hashers[tensor.name] = (done + size, hasher)
+        self._report(size)
+
+    def write_header(self, header: Header, inputs: Inputs) -> str:
+        """Write the bytes before the first weight; returns their digest."""
+        if header.parent is not None and header.shard is not None:
+            data = inputs.reader(header.parent, header.shard).read(0, header.nbytes)
+        else:
+            text = (header.text or "").encode("utf-8", "surrogatepass")
+            data = len(text).to_bytes(8, "little") + text
+        self._part(header.file).write(data, 0)
+        self._report(len(data))
+        return digest_of(data)
+
+    def digest(self, tensor: Tensor) -> tuple[str, str | None]:
+        """xxh3-128 and sha256 of a tensor that was written; read back if its bytes did not come in order."""
+        done, hasher = self._hashers.pop(tensor.name, (0, Hasher(sha256=self._job.sha256)))
+        if done != tensor.nbytes:
+            hasher = Hasher(sha256=self._job.sha256)
+            buffer = memoryview(bytearray(min(CHUNK, tensor.nbytes)))
+            with Readers() as readers:
+                for piece in readers.get(self._part(tensor.file).part).chunks(tensor.start, tensor.nbytes, buffer):
+                    hasher.update(piece)
+        return hasher.xxh3, hasher.sha256
+
+    def sync(self) -> None:
+        """Wait until everything is on the disk."""
+        for part in self._parts.values():
+            part.sync()
+
+
+# -------------------------------------------------------------------------------------------- one unit
+
+
+def make_unit(row: Row, inputs: Inputs, sink: Sink, *, allow_nonfinite: bool) -> Result:
+    """Make one unit of the child out of its parents'."""
+    if row.kind == "copy":
+        _copy(row, inputs, sink)
+        return Result("copied", None, 0)
+    if row.if_equal is not None and _are_equal(row, inputs):
+        if row.if_equal == "copy":
+            _copy(row, inputs, sink)
+            return Result("equal", None, 0)
+        return _mix(row, (replace(row.inputs[0], share=1.0),), inputs, sink, "equal", allow_nonfinite)
+    return _mix(row, row.inputs, inputs, sink, "converted" if row.kind == "convert" else "mixed", allow_nonfinite)
+
+
+def _copy(row: Row, inputs: Inputs, sink: Sink) -> None:
+    """Move bytes; nothing is decoded."""
+    part = row.inputs[0]
+    for source, target in zip(part.tensors, row.outputs, strict=True):
+        buffer = memoryview(bytearray(min(CHUNK, source.nbytes)))
+        done = 0
+        for piece in inputs.reader(part.parent, source.file).chunks(source.start, source.nbytes, buffer):
+            sink.write(target, done, piece)
+            done += len(piece)
+
+
+def _are_equal(row: Row, inputs: Inputs) -> bool:
+    """Whether all parents of a mix have the same bytes; stops at the first that differ, as a rule at once."""
+    first, *others = row.inputs
+    for number, tensor in enumerate(first.tensors):
+        size = min(CHUNK, tensor.nbytes)
+        mine, theirs = memoryview(bytearray(size)), memoryview(bytearray(size))
+        done = 0
+        for piece in inputs.reader(first.parent, tensor.file).chunks(tensor.start, tensor.nbytes, mine):
+            for other in others:
+                there = other.tensors[number]
+                inputs.reader(other.parent, there.file).read_into(theirs[: len(piece)], there.start + done)
+                if piece != theirs[: len(piece)]:
+                    return False
+            done += len(piece)
+    return True
+
+
+def _mix(
+    row: Row, parts: tuple[Input, ...], inputs: Inputs, sink: Sink, outcome: Outcome, allow_nonfinite: bool
+) -> Result:
+    """Decode, add up, encode, panel by panel."""
+    import numpy as np
+
+    from chimerakit.numerics import mix
+
+    weight, *scale = row.outputs
+    is_blocked = any(s in FP8_BLOCKS for s in (row.storage, *(p.storage for p in parts)))
+    whole = cut(weight.shape, is_blocked=is_blocked)
+    sources = [_Source(part, inputs, whole) for part in parts]
+    sums = np.zeros(2)
+    scales: list[npt.NDArray[np.uint8]] = []
+    nonfinite = 0
+    for panel in whole.panels():
+        terms = [source.term(panel) for source in sources]
+        encoded = mix.encode(
+            mix.mix(terms, (panel.rows, panel.cols)), row.storage, scale[0].dtype if scale else None, sums
+        )
+        if encoded.nonfinite and not allow_nonfinite:
+            raise _nonfinite(row, parts, terms, panel)
+        nonfinite += encoded.nonfinite
+        _write_panel(weight, whole, panel, encoded, sink)
+        if encoded.scales is not None:
+            scales.append(encoded.scales)
+    if scale:
+        sink.write(scale[0], 0, np.concatenate(scales).data if scales else b"")
+    is_rounded = row.storage != "F32"
+    return Result(outcome, mix.relative_rms(sums) if is_rounded else None, nonfinite)
+
+
+class _Source:
+    """One parent's side of a mix, read panel by panel. Block scales are a 16384th of the weights and read at once."""
+
+    def __init__(self, part: Input, inputs: Inputs, whole: Cut):
+        import numpy as np
+
+        self._part = part
+        self._whole = whole
+        self._weight = part.tensors[0]
+        self._reader = inputs.reader(part.parent, self._weight.file)
+        self._width = self._weight.nbytes // max(1, whole.rows * whole.cols)
+        self._share = np.float32(part.share)
+        self._scales = None
+        if part.storage in FP8_BLOCKS:
+            scale = part.tensors[1]
+            data = inputs.reader(part.parent, scale.file).read(scale.start, scale.nbytes)
+            self._scales = np.frombuffer(data, np.uint8).reshape(scale.shape[0], -1)
+
+    def term(self, panel: Panel) -> "Term":
+        """The parent's part of one panel."""
+        import numpy as np
+
+        from chimerakit.numerics.mix import Term
+
+        data = np.empty((panel.rows, panel.cols * self._width), np.uint8)
+        if panel.cols == self._whole.cols or panel.rows == 1:
+            at = (panel.row * self._whole.cols + panel.col) * self._width
+            self._reader.read_into(data.reshape(-1).data, self._weight.start + at)
+        else:
+            for i, line in enumerate(data):
+                at = ((panel.row + i) * self._whole.cols + panel.col) * self._width
+                self._reader.read_into(line.data, self._weight.start + at)
+        scales = None
+        if self._scales is not None:
+            width = self._part.tensors[1].nbytes // max(1, self._scales.shape[0] * self._part.tensors[1].shape[1])
+            first, last = panel.col // 128, -(-(panel.col + panel.cols) // 128)
+            scales = self._scales[panel.row // 128, first * width : last * width]
+        return Term(self._part.storage, self._share, data, scales)
+
+
+def _write_panel(weight: Tensor, whole: Cut, panel: Panel, encoded: "Encoded", sink: Sink) -> None:
+    width = encoded.data.shape[1] // panel.cols
+    if panel.cols == whole.cols or panel.rows == 1:
+        sink.write(weight, (panel.row * whole.cols + panel.col) * width, encoded.data.reshape(-1).data)
+    else:
+        for i, line in enumerate(encoded.data):
+            sink.write(weight, ((panel.row + i) * whole.cols + panel.col) * width, line.data)
+
+
+def _nonfinite(row: Row, parts: tuple[Input, ...], terms: list["Term"], panel: Panel) -> NonFiniteError:
+    """Who brought NaN or infinity into a sum."""
+    import numpy as np
+
+    from chimerakit.numerics.mix import mix
+
+    alone = [mix([term._replace(share=np.float32(1))], (panel.rows, panel.cols)) for term in terms]
+    guilty = [p.parent for p, values in zip(parts, alone, strict=True) if not np.isfinite(values).all()]
+    return NonFiniteError(
+        f"NaN or infinity in {' and '.join(map(repr, guilty))}"
+        if guilty
+        else f"the result is too large for {row.storage}, though every parent is finite",
+        where=row.unit,
+        do="leave the unit out of the rule, or go on with --allow-nonfinite",
+    )

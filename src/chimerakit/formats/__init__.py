@@ -1,0 +1,19 @@
+"""The only code that opens weight files. `open_checkpoint` reads headers and config, never a weight."""
+
+from pathlib import Path
+
+from chimerakit.errors import CheckpointError
+from chimerakit.records import Checkpoint
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """The checkpoint at a folder or a weight file.
+
+    Raises CheckpointError with everything that a careful reader would object to.
+    """
+    from chimerakit.formats import safetensors
+
+    path = Path(path)
+    if path.suffix == ".gguf" or (path.is_dir() and not safetensors.is_folder(path) and any(path.glob("*.gguf"))):
+        raise CheckpointError("GGUF checkpoints can't be read yet", where=path, do="use the safetensors parents")
+    return safetensors.open_safetensors(path)

@@ -1,0 +1,300 @@
+"""safetensors: an 8-byte little-endian header length, a JSON header, the tensors' bytes without gaps.
+
+Format: https://github.com/huggingface/safetensors#format. The checks are those of its Rust reader and some more: every
+number in a header is bounded before it is used, and each check says in a comment which misuse it stops. A checkpoint is
+a folder of such files with an index that says which tensor lies in which, or one file.
+
+Opening reads headers, the index and config.json. Writing makes headers; bytes are moved by the executor.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chimerakit.dtypes import MAX_NBYTES, STORAGE_TYPES, nbytes_of
+from chimerakit.errors import CheckpointError
+from chimerakit.records import Checkpoint, File, Shard, Tensor
+from chimerakit.stores.digest import digest_of
+from chimerakit.stores.local import PART, Reader, list_files, read_file
+
+INDEX = "model.safetensors.index.json"
+SUFFIX = ".safetensors"
+MAX_HEADER = 100_000_000
+"""Bytes; the limit of the reference reader."""
+_MAX_JSON = 256 << 20
+_WEIGHT_SUFFIXES = (SUFFIX, ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".npy", PART)
+_NOT_OURS = ("chimerakit.json", "README.md")
+_TEXTS = ("tokenizer_config.json", "chat_template.jinja")
+_MAX_TEXT = 16 << 20
+
+
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+_raw_header = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_entry = msgspec.json.Decoder(_Entry)
+_metadata = msgspec.json.Decoder(dict[str, str])
+
+
+# ------------------------------------------------------------------------------------------ JSON files
+
+
+def parse_json(data: bytes, where: object) -> Any:
+    """JSON whose objects have no key twice (readers disagree on which one counts)."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) != len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise CheckpointError(f"has the key {twice!r} twice", where=where)
+        return found
+
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+    except UnicodeDecodeError as e:
+        raise CheckpointError(f"is not UTF-8 text (byte {e.start})", where=where) from e
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"is not valid JSON: {e}", where=where) from e
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    found = parse_json(read_file(path, _MAX_JSON), path)
+    if not isinstance(found, dict):
+        raise CheckpointError("must hold a JSON object", where=path, found=type(found).__name__)
+    return found
+
+
+# --------------------------------------------------------------------------------------------- headers
+
+
+def parse_header(
+    header: bytes, name: str, data_nbytes: int, where: object
+) -> tuple[list[Tensor], dict[str, str] | None]:
+    """Tensors, in the order of their bytes, and metadata of a header.
+
+    `header`: everything before the first weight byte, length field included. `data_nbytes`: how many bytes follow it.
+    """
+    text = header[8:]
+    # Anything before the brace would let one file be read as two formats.
+    if not text.startswith(b"{"):
+        raise CheckpointError("the header does not begin with '{'", where=where, found=text[:16])
+    try:
+        raw = _raw_header.decode(text)
+        metadata_text = raw.pop("__metadata__", None)
+        metadata = _metadata.decode(metadata_text) if metadata_text is not None else None
+        entries = {key: _entry.decode(value) for key, value in raw.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise CheckpointError(f"the header is not a valid safetensors header: {e}", where=where) from e
+    _refuse_duplicates(text, len(entries), metadata_text is not None, where)
+
+    tensors = []
+    end = 0
+    for key, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        tensor = _check_entry(key, entry, name, len(header), where)
+        # Gaps hide data, overlaps let one tensor be another: bytes must follow each other.
+        if entry.data_offsets[0] != end:
+            raise CheckpointError(
+                f"the bytes of {key!r} do not follow those of the tensor before it",
+                where=where,
+                expected=f"data_offsets from {end}",
+                found=f"from {entry.data_offsets[0]}",
+            )
+        end = entry.data_offsets[1]
+        tensors.append(tensor)
+    # Bytes after the last tensor hide data; missing ones are a download that broke off.
+    if end != data_nbytes:
+        raise CheckpointError(
+            "the file is truncated" if data_nbytes < end else "bytes follow the last tensor",
+            where=where,
+            expected=f"{len(header) + end} bytes in all",
+            found=len(header) + data_nbytes,
+            do="download the file again",
+        )
+    return tensors, metadata
+
+
+def _check_entry(key: str, entry: _Entry, file: str, header_nbytes: int, where: object) -> Tensor:
+    if entry.dtype not in STORAGE_TYPES:
+        raise CheckpointError(f"{key!r} has an unknown dtype", where=where, found=entry.dtype)
+    begin, end = entry.data_offsets
+    # Negative or huge numbers would turn into other ones in any later arithmetic.
+    if min(begin, *entry.shape, 0) < 0 or end < begin or end > MAX_NBYTES or max(entry.shape, default=0) > MAX_NBYTES:
+        raise CheckpointError(
+            f"{key!r} has an impossible shape or range", where=where, found=f"{entry.shape}, {[begin, end]}"
+        )
+    nbytes = nbytes_of(entry.dtype, tuple(entry.shape))
+    if nbytes is None or nbytes != end - begin:
+        raise CheckpointError(
+            f"{key!r}: shape and dtype do not agree with its bytes",
+            where=where,
+            expected=f"{entry.dtype} {entry.shape}: "
+            + ("too large or no whole bytes" if nbytes is None else f"{nbytes}"),
+            found=f"{end - begin} bytes",
+        )
+    return Tensor(key, entry.dtype, tuple(entry.shape), file, header_nbytes + begin, nbytes)
+
+
+def _refuse_duplicates(text: bytes, num_entries: int, has_metadata: bool, where: object) -> None:
+    """Refuse a key that stands twice.
+
+    A fast decoder keeps the last of two keys. Every tensor has each field name once, so counting them finds a second
+    one; where an escape or a tensor's own name could spoil the count, the slow decoder looks.
+    """
+    counts = [text.count(field) for field in (b'"dtype"', b'"shape"', b'"data_offsets"')]
+    if b"\\" in text or has_metadata or counts != [num_entries] * 3:
+        parse_json(text, where)
+
+
+def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None) -> bytes:
+    """The header, length field included, of a file with these tensors (name, dtype, shape) in this order.
+
+    Written as the reference writer does: no spaces, metadata first, padded with spaces to a multiple of 8.
+    """
+    content: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + (nbytes_of(dtype, shape) or 0)
+        content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def storage_order(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The reference writer's order: widest dtype first, so that every tensor is aligned; then by name."""
+    ranks = {dtype: -rank for rank, dtype in enumerate(STORAGE_TYPES)}
+    return sorted(tensors, key=lambda t: (ranks[t[1]], t[0]))
+
+
+# ----------------------------------------------------------------------------------------- checkpoints
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder holds safetensors."""
+    return (path / INDEX).exists() or any(path.glob("*" + SUFFIX))
+
+
+def open_safetensors(path: Path) -> Checkpoint:
+    """The checkpoint at a folder or a single file, from its headers."""
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise CheckpointError("there is no such file or folder", where=path)
+    shard, tensors = _open_shard(path.parent, path.name)
+    config = _json_object(path.parent / "config.json") if (path.parent / "config.json").is_file() else {}
+    files = tuple(File(f.name, f.stat().st_size) for f in [path.parent / "config.json"] if f.is_file())
+    return Checkpoint(str(path.parent.resolve()), (shard,), {t.name: t for t in tensors}, config, files, (), None)
+
+
+def _open_folder(root: Path) -> Checkpoint:
+    listed = list_files(root)
+    index = root / INDEX
+    weight_map = _weight_map(index) if index.is_file() else None
+    single = [name for name, _ in listed if name.endswith(SUFFIX) and "/" not in name]
+    if weight_map is None and len(single) != 1:
+        raise CheckpointError(
+            "holds no safetensors checkpoint" if not single else "holds several weight files but no index",
+            where=root,
+            expected=f"{INDEX} with its shards, or one *{SUFFIX} file",
+            found=", ".join(single[:3]) + (" ..." if len(single) > 3 else "") if single else "none of them",
+            do="download the whole checkpoint",
+        )
+    names = sorted(set(weight_map.values())) if weight_map is not None else single
+    shards, tensors = [], dict[str, Tensor]()
+    for name in names:
+        shard, found = _open_shard(root, name)
+        shards.append(shard)
+        _check_against_index(weight_map, name, found, tensors, root)
+        tensors.update((t.name, t) for t in found)
+    if weight_map is not None and (missing := [t for t in weight_map if t not in tensors]):
+        raise CheckpointError(
+            f"the index names {len(missing)} tensors that are not there",
+            where=index,
+            expected=f"{missing[0]!r} in {weight_map[missing[0]]}",
+            found="no such tensor in that file",
+        )
+    weights = {*names, INDEX, *_NOT_OURS}
+    others = [(n, size) for n, size in listed if n not in weights]
+    return Checkpoint(
+        root=str(root.resolve()),
+        shards=tuple(shards),
+        tensors=tensors,
+        config=_json_object(root / "config.json") if (root / "config.json").exists() else {},
+        files=tuple(File(n, size) for n, size in others if not n.endswith(_WEIGHT_SUFFIXES)),
+        left_out=tuple(n for n, _ in others if n.endswith(_WEIGHT_SUFFIXES)),
+        index=File(INDEX, index.stat().st_size) if weight_map is not None else None,
+        texts={name: _text(root / name) for name, _ in others if name in _TEXTS},
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_file(path, _MAX_TEXT).decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise CheckpointError(f"is not UTF-8 text (byte {e.start})", where=path) from e
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    found = _json_object(path).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise CheckpointError("has no weight_map", where=path, expected='{"weight_map": {tensor: file, ...}}')
+    for tensor, file in found.items():
+        # A path in place of a name would read, and by the same layout write, outside the folder.
+        if (
+            not isinstance(file, str)
+            or not re.fullmatch(r"[^/\\\x00-\x1f]+\.safetensors", file)
+            or file.startswith(".")
+        ):
+            raise CheckpointError(
+                f"{tensor!r} is not in a plain file name", where=path, expected=f"NAME{SUFFIX}", found=repr(file)
+            )
+    return found
+
+
+def _open_shard(root: Path, name: str) -> tuple[Shard, list[Tensor]]:
+    path = root / name
+    reader = Reader(path)
+    try:
+        # Shorter than its own length field: an empty or cut file.
+        if reader.nbytes < 8:
+            raise CheckpointError("is too short for a safetensors file", where=path, found=f"{reader.nbytes} bytes")
+        length = int.from_bytes(reader.read(0, 8), "little")
+        # A header larger than the file, or than any real one, would be an allocation that the file does not justify.
+        if length > min(MAX_HEADER, reader.nbytes - 8):
+            raise CheckpointError(
+                "the header's length can't be right",
+                where=path,
+                expected=f"at most {min(MAX_HEADER, reader.nbytes - 8)} bytes",
+                found=length,
+                do="download the file again; it may be truncated or no safetensors file",
+            )
+        header = reader.read(0, 8 + length)
+        tensors, metadata = parse_header(header, name, reader.nbytes - len(header), path)
+        return Shard(name, reader.nbytes, len(header), digest_of(header), reader.mtime_ns, metadata), tensors
+    finally:
+        reader.close()
+
+
+def _check_against_index(
+    weight_map: dict[str, str] | None, shard: str, found: list[Tensor], before: dict[str, Tensor], root: Path
+) -> None:
+    for tensor in found:
+        if (other := before.get(tensor.name)) is not None:
+            raise CheckpointError(
+                f"the tensor {tensor.name!r} is in two shards", where=root, found=f"{other.file}, {shard}"
+            )
+        said = shard if weight_map is None else weight_map.get(tensor.name)
+        if said != shard:
+            raise CheckpointError(
+                f"the tensor {tensor.name!r} is not where the index says",
+                where=root / shard,
+                expected="not in any file (it is not in the index)" if said is None else said,
+                found=shard,
+            )

@@ -1,0 +1,217 @@
+"""Recipe + Checkpoints -> Plan: every decision of a merge, made from headers alone.
+
+    select.py   which rule takes which unit, from which parents, at which shares; everything that does not fit
+    layout.py   which bytes go where: files, offsets, headers, jobs
+    files.py    config, tokenizer, template, index and the other files
+
+Everything here is pure: records in, records out, no file is opened. What is wrong is collected and said at once.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from chimerakit.anatomy import BLOCK, Anatomy, config_meaning
+from chimerakit.dtypes import FP8_BLOCKS, numel_of
+from chimerakit.errors import PlanError
+from chimerakit.numerics import VERSION as NUMERICS
+from chimerakit.plan.files import plan_files
+from chimerakit.plan.layout import Layout, cut_segments, place
+from chimerakit.plan.panels import BLOCKED_COLS, FLAT_WEIGHTS
+from chimerakit.plan.select import Draft, select
+from chimerakit.recipe import recipe_to_data, say_rule
+from chimerakit.records import Checkpoint, Input, Job, Plan, Recipe, Row, RuleSummary
+from chimerakit.stores.digest import digest_of
+
+SEGMENT_NBYTES = 256 << 20
+"""Bytes that one job writes, if its units allow: enough to make jobs few, little enough to lose."""
+
+_BASELINE = 110 << 20
+_BASELINE_MIXING = 300 << 20
+_COPY_BUFFERS = 8 << 20
+
+
+def make_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], *, segment_nbytes: int = SEGMENT_NBYTES) -> Plan:
+    """Decide everything about a child.
+
+    Raises PlanError with every problem: rules that match nothing, parents that lack what is taken from them, shapes,
+    storages and config values that disagree.
+    """
+    if set(parents) != set(recipe.parents):
+        raise PlanError(
+            [f"the recipe's parents are {', '.join(recipe.parents)}; given: {', '.join(parents) or 'none'}"]
+        )
+    anatomies = {name: Anatomy(parents[name]) for name in recipe.parents}
+    if problems := list(_disagreements(recipe.base, anatomies)):
+        raise PlanError(problems)
+    drafts, problems = select(recipe, anatomies)
+    if not problems:
+        layout = place(recipe, parents[recipe.base], drafts)
+        files, problems = plan_files(recipe, parents, layout, {d.storage for d in drafts})
+    if problems:
+        raise PlanError(problems)
+    segments = cut_segments(layout.rows, segment_nbytes)
+    return Plan(
+        recipe=recipe,
+        parents={name: parents[name] for name in recipe.parents},
+        family=anatomies[recipe.base].family.name,
+        rows=layout.rows,
+        shards=layout.shards,
+        files=files,
+        segments=segments,
+        summaries=_summaries(recipe, layout.rows),
+        reads=_reads(recipe, layout),
+        notes=tuple(_notes(recipe, anatomies, drafts)),
+        digest=_digest(recipe, parents, layout, files),
+    )
+
+
+def make_jobs(plan: Plan, output: Path, *, allow_nonfinite: bool = False, sha256: bool = False) -> list[Job]:
+    """The plan's jobs for a child at `output`. Each file's header belongs to the first job that touches the file."""
+    headers = {shard.name: shard.header for shard in plan.shards}
+    sizes = {shard.name: shard.nbytes for shard in plan.shards}
+    jobs = []
+    for number, (first, last) in enumerate(plan.segments):
+        rows = plan.rows[first:last]
+        touched = dict.fromkeys(t.file for row in rows for t in row.outputs)
+        mine = tuple(headers.pop(name) for name in touched if name in headers)
+        used: dict[str, set[str]] = defaultdict(set)
+        for part in (part for row in rows for part in row.inputs):
+            used[part.parent].update(t.file for t in part.tensors)
+        for header in mine:
+            if header.parent is not None and header.shard is not None:
+                used[header.parent].add(header.shard)
+        jobs.append(
+            Job(
+                id=number,
+                roots={name: plan.parents[name].root for name in used},
+                signatures={
+                    name: {s.name: (s.nbytes, s.mtime_ns) for s in plan.parents[name].shards if s.name in files}
+                    for name, files in used.items()
+                },
+                output=str(output),
+                sizes={name: sizes[name] for name in touched},
+                headers=mine,
+                rows=rows,
+                allow_nonfinite=allow_nonfinite,
+                sha256=sha256,
+            )
+        )
+    return jobs
+
+
+def peak_memory(plan: Plan, threads: int) -> int:
+    """Bytes of memory that running the plan takes at most: the process, and each thread's buffers."""
+    panel = max((_panel_nbytes(row) for row in plan.rows if row.kind != "copy"), default=0)
+    records = 1200 * len(plan.rows)
+    return (_BASELINE_MIXING if panel else _BASELINE) + records + threads * (_COPY_BUFFERS + panel)
+
+
+def _panel_nbytes(row: Row) -> int:
+    """Each parent's panel, the float32 sum, its scaled copy and its encoding; and all block scales of the unit."""
+    weights = numel_of(row.outputs[0].shape)
+    is_blocked = any(storage in FP8_BLOCKS for storage in (row.storage, *(part.storage for part in row.inputs)))
+    most = BLOCK * min(row.outputs[0].shape[-1], BLOCKED_COLS) if is_blocked else FLAT_WEIGHTS
+    scales = 4 * weights // BLOCK**2 if is_blocked else 0
+    return min(weights, most) * (12 + 4 * len(row.inputs)) + scales * (1 + len(row.inputs))
+
+
+# --------------------------------------------------------------------------------------------- details
+
+
+def _disagreements(base: str, anatomies: Mapping[str, Anatomy]) -> list[str]:
+    """Parents of another family, or whose config gives the same tensors another meaning."""
+    found = []
+    own = anatomies[base]
+    meaning = config_meaning(own.family, own.checkpoint.config)
+    for name, anatomy in anatomies.items():
+        types = [str(a.checkpoint.config.get("model_type", "not said")) for a in (own, anatomy)]
+        if anatomy.family.name != own.family.name or (own.family.name == "generic" and types[0] != types[1]):
+            found.append(f"{name!r} is of another architecture than the base: model_type {types[1]}, not {types[0]}")
+            continue
+        theirs = config_meaning(own.family, anatomy.checkpoint.config)
+        if unlike := [f"{k}: {theirs[k]!r}, not {meaning[k]!r}" for k in meaning if theirs[k] != meaning[k]]:
+            found.append(
+                f"{name!r} has config values that give tensors another meaning than the base's: " + "; ".join(unlike)
+            )
+    return found
+
+
+def _summaries(recipe: Recipe, rows: tuple[Row, ...]) -> tuple[RuleSummary, ...]:
+    found = []
+    for rule in [*range(len(recipe.rules)), None]:
+        taken = [row for row in rows if row.rule == rule]
+        mtp = [row for row in taken if row.role.mtp]
+        kinds = {kind: sum(row.kind == kind for row in taken) for kind in ("copy", "convert", "mix")}
+        found.append(
+            RuleSummary(
+                rule=rule,
+                says="everything else from the base" if rule is None else say_rule(recipe.rules[rule]),
+                units=len(taken),
+                tensors=sum(len(row.outputs) for row in taken),
+                nbytes=sum(row.nbytes for row in taken),
+                mtp_tensors=sum(len(row.outputs) for row in mtp),
+                mtp_nbytes=sum(row.nbytes for row in mtp),
+                kinds={kind: count for kind, count in kinds.items() if count},
+            )
+        )
+    return tuple(found)
+
+
+def _reads(recipe: Recipe, layout: Layout) -> dict[str, int]:
+    reads = dict.fromkeys(recipe.parents, 0)
+    for row in layout.rows:
+        for part in row.inputs:
+            reads[part.parent] += sum(t.nbytes for t in part.tensors)
+    return reads
+
+
+def _notes(recipe: Recipe, anatomies: Mapping[str, Anatomy], drafts: list[Draft]) -> list[str]:
+    base = anatomies[recipe.base].checkpoint
+    notes = []
+    if unknown := [d.name for d in drafts if not d.role.known]:
+        notes.append(f"{len(unknown)} tensors have names that the family's table does not know: {_some(unknown)}")
+    for name, anatomy in anatomies.items():
+        parent = anatomy.checkpoint
+        if extra := [t for t in parent.tensors if t not in base.tensors and not _is_companion(t, anatomy, base)]:
+            notes.append(
+                f"{name!r} has {len(extra)} tensors that the base lacks; the child will not have them: {_some(extra)}"
+            )
+        if parent.left_out:
+            notes.append(
+                f"{name!r} has weight files that are no part of its checkpoint and are not copied: {_some(parent.left_out)}"
+            )
+        if unlike := [f for f in sorted({*parent.texts, *base.texts}) if parent.texts.get(f) != base.texts.get(f)]:
+            notes.append(
+                f"{name!r} differs from the base in {' and '.join(unlike)}; output: can choose whose the child gets"
+            )
+    used = {part.parent for draft in drafts for part in draft.inputs}
+    notes += [f"nothing is taken from {name!r}" for name in recipe.parents if name not in used]
+    return notes
+
+
+def _is_companion(tensor: str, anatomy: Anatomy, base: Checkpoint) -> bool:
+    """A scale that the base needs not, because it stores the weight otherwise."""
+    return tensor.removesuffix(anatomy.family.companion) in base.tensors
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _digest(recipe: Recipe, parents: Mapping[str, Checkpoint], layout: Layout, files: object) -> str:
+    def numbers(part: Input) -> tuple[object, ...]:
+        return part.parent, part.share, part.storage, [(t.file, t.start, t.nbytes) for t in part.tensors]
+
+    content = (
+        recipe_to_data(recipe),
+        {name: [(s.name, s.nbytes, s.header_digest) for s in c.shards] for name, c in parents.items()},
+        {name: [(f.name, f.nbytes) for f in c.files] for name, c in parents.items()},
+        layout.shards,
+        files,
+        [(r.kind, r.storage, r.if_equal, [numbers(i) for i in r.inputs], r.outputs) for r in layout.rows],
+        NUMERICS,
+    )
+    return digest_of(msgspec.json.encode(content, order="deterministic"))

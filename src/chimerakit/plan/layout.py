@@ -1,0 +1,114 @@
+"""Which bytes of the child go where: files, offsets, headers, jobs.
+
+A file whose tensors are those of the base's file keeps its header byte for byte, so an untouched shard equals its
+parent's file. Any other file is laid out anew, as the reference writer would do it.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from chimerakit.dtypes import nbytes_of
+from chimerakit.formats.safetensors import header_bytes, storage_order
+from chimerakit.plan.select import Draft
+from chimerakit.records import Checkpoint, Header, OutputShard, Recipe, Row, Tensor
+
+Place = tuple[str, str, tuple[int, ...]]
+"""(name, dtype, shape)."""
+
+
+class Layout(Struct, frozen=True):
+    """Rows with their places, and the files that they fill."""
+
+    rows: tuple[Row, ...]
+    shards: tuple[OutputShard, ...]
+    is_base: bool
+    """Whether every tensor is in the file that the base has it in, so that the base's index holds."""
+
+
+def place(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> Layout:
+    """Give every tensor of the child a file and an offset."""
+    files = _by_rule(recipe, base, drafts) if recipe.output.shards == "by-rule" else _as_base(base, drafts)
+    originals = {shard.name: shard for shard in base.shards}
+    of_base: dict[str, list[Tensor]] = defaultdict(list)
+    for tensor in base.tensors.values():
+        of_base[tensor.file].append(tensor)
+
+    shards, placed = [], dict[str, Tensor]()
+    for name, places in files.items():
+        original = originals.get(name) if recipe.output.shards == "base" else None
+        if original is not None and {(t.name, t.dtype, t.shape) for t in of_base[name]} == set(places):
+            header = Header(name, original.header_nbytes, parent=recipe.base, shard=name)
+            placed.update((t.name, t) for t in of_base[name])
+            shards.append(OutputShard(name, original.nbytes, header))
+            continue
+        ordered = storage_order(places)
+        data = header_bytes(ordered, (original or base.shards[0]).metadata)
+        end = len(data)
+        for tensor_name, dtype, shape in ordered:
+            size = nbytes_of(dtype, shape) or 0
+            placed[tensor_name] = Tensor(tensor_name, dtype, shape, name, end, size)
+            end += size
+        header = Header(name, len(data), text=data[8:].decode("utf-8", "surrogatepass"))
+        shards.append(OutputShard(name, end, header))
+
+    rows = [_row(draft, placed) for draft in drafts]
+    order = {shard.name: number for number, shard in enumerate(shards)}
+    rows.sort(key=lambda row: (order[row.outputs[0].file], row.outputs[0].start))
+    is_base = {n: t.file for n, t in placed.items()} == {n: t.file for n, t in base.tensors.items()}
+    return Layout(tuple(rows), tuple(shards), is_base)
+
+
+def cut_segments(rows: Sequence[Row], segment_nbytes: int) -> tuple[tuple[int, int], ...]:
+    """Rows of each job: consecutive units of one file, up to a size; a larger unit is a job by itself."""
+    cuts, size = [0], 0
+    for number, row in enumerate(rows):
+        is_other_file = number > 0 and row.outputs[0].file != rows[number - 1].outputs[0].file
+        if number > cuts[-1] and (is_other_file or size + row.nbytes > segment_nbytes):
+            cuts.append(number)
+            size = 0
+        size += row.nbytes
+    return tuple(zip(cuts, [*cuts[1:], len(rows)], strict=True)) if rows else ()
+
+
+def _row(draft: Draft, placed: dict[str, Tensor]) -> Row:
+    return Row(
+        unit=draft.name,
+        role=draft.role,
+        rule=draft.rule,
+        kind=draft.kind,
+        inputs=draft.inputs,
+        storage=draft.storage,
+        outputs=tuple(placed[name] for name, _, _ in draft.tensors),
+        if_equal=draft.if_equal,
+    )
+
+
+def _as_base(base: Checkpoint, drafts: Sequence[Draft]) -> dict[str, list[Place]]:
+    """Every tensor in the base's file; a scale that the base does not have goes beside its weight."""
+    files: dict[str, list[Place]] = {shard.name: [] for shard in base.shards}
+    for draft in drafts:
+        home = base.tensors[draft.name].file
+        for tensor in draft.tensors:
+            known = base.tensors.get(tensor[0])
+            files[home if known is None else known.file].append(tensor)
+    return {name: tensors for name, tensors in files.items() if tensors}
+
+
+def _by_rule(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> dict[str, list[Place]]:
+    """What each rule takes in files of its own, none larger than the base's largest unless one unit is."""
+    limit = max(shard.nbytes for shard in base.shards)
+    groups: list[list[Place]] = []
+    for rule in [None, *range(len(recipe.rules))]:
+        size = limit
+        for draft in (d for d in drafts if d.rule == rule):
+            nbytes = sum(nbytes_of(dtype, shape) or 0 for _, dtype, shape in draft.tensors)
+            if size + nbytes > limit:
+                groups.append([])
+                size = 0
+            groups[-1].extend(draft.tensors)
+            size += nbytes
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}

@@ -1,0 +1,50 @@
+"""How a weight matrix is cut into panels, so that memory does not depend on a tensor's size.
+
+Numbers in blocks go by 128 rows, as wide as the matrix unless that is very wide; any others go by a run of weights in
+storage order. The cuts are fixed, so that sums over a tensor do not depend on threads or memory.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from chimerakit.dtypes import numel_of
+
+BLOCK = 128
+BLOCKED_COLS = 1 << 16
+"""Columns of a panel of blocks at most."""
+FLAT_WEIGHTS = 1 << 20
+"""Weights of a panel that knows no blocks."""
+
+
+class Panel(NamedTuple):
+    """A piece of a matrix."""
+
+    row: int
+    rows: int
+    col: int
+    cols: int
+
+
+class Cut(NamedTuple):
+    """A matrix and how it is cut."""
+
+    rows: int
+    cols: int
+    is_blocked: bool
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether the panels follow each other in storage order."""
+        return self.rows == 1 or self.cols <= BLOCKED_COLS
+
+    def panels(self) -> Iterator[Panel]:
+        """All panels, row by row."""
+        high, wide = (BLOCK, BLOCKED_COLS) if self.is_blocked else (1, FLAT_WEIGHTS)
+        for row in range(0, self.rows, high):
+            for col in range(0, self.cols, wide):
+                yield Panel(row, min(high, self.rows - row), col, min(wide, self.cols - col))
+
+
+def cut(shape: tuple[int, ...], *, is_blocked: bool) -> Cut:
+    """How a tensor is cut; without blocks its shape does not matter, and it counts as one row."""
+    return Cut(shape[0], shape[1], is_blocked=True) if is_blocked else Cut(1, numel_of(shape), is_blocked=False)

@@ -1,0 +1,281 @@
+"""Which rule takes which unit, from which parents, at which shares. The first matching rule wins; the base takes the rest."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from msgspec import Struct
+
+from chimerakit.anatomy import Anatomy
+from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, MIXABLE
+from chimerakit.recipe import shares_at
+from chimerakit.records import Gradient, Input, Kind, Recipe, Role, Rule, Span, Unit
+
+_STORAGES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+_SHOWN = 3
+_SUM_TOLERANCE = 1e-9
+
+
+class Draft(Struct, frozen=True):
+    """A row that has no place yet."""
+
+    name: str
+    role: Role
+    rule: int | None
+    kind: Kind
+    inputs: tuple[Input, ...]
+    storage: str
+    tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
+    """(name, dtype, shape) of what the child stores, the weight first."""
+    if_equal: Literal["copy", "convert"] | None
+
+
+class _Matcher:
+    """One rule's selectors, compiled for one model."""
+
+    def __init__(self, rule: Rule, anatomy: Anatomy):
+        self._rule = rule
+        self._layers = _numbers(rule.layers, anatomy.num_layers)
+        self._experts = _numbers(rule.experts, anatomy.num_experts)
+        self.num_matches = 0
+
+    def __call__(self, name: str, role: Role) -> bool:
+        rule = self._rule
+        is_match = (
+            (rule.components is None or role.component in rule.components)
+            and (self._layers is None or (role.layer in self._layers and not role.mtp))
+            and (self._experts is None or role.expert in self._experts)
+            and (rule.mtp is None or role.mtp == rule.mtp)
+            and (rule.tensors is None or any(fnmatchcase(name, glob) for glob in rule.tensors))
+        )
+        self.num_matches += is_match
+        return is_match
+
+
+def _numbers(spans: Sequence[Span] | None, count: int) -> frozenset[int] | None:
+    return None if spans is None else frozenset(n for span in spans for n in span.within(count))
+
+
+def select(recipe: Recipe, anatomies: Mapping[str, Anatomy]) -> tuple[list[Draft], list[str]]:
+    """Every unit of the base with its rule and inputs, in the base's order; and everything that does not fit."""
+    base = anatomies[recipe.base]
+    problems = list(_beyond(recipe, base))
+    units = {name: anatomy.units() for name, anatomy in anatomies.items()}
+    matchers = [_Matcher(rule, base) for rule in recipe.rules]
+    taken: dict[int | None, list[Unit]] = {None: []} | {i: [] for i in range(len(recipe.rules))}
+    claims: list[tuple[int | None, Unit]] = []
+    for name, unit in units[recipe.base].items():
+        matching = [i for i, matches in enumerate(matchers) if matches(name, unit.role)]
+        rule = matching[0] if matching else None
+        taken[rule].append(unit)
+        claims.append((rule, unit))
+    problems += _empty(recipe, matchers, taken, base)
+    problems += _layerless(recipe, taken)
+    if problems:
+        return [], problems
+
+    missing: dict[tuple[int, str], list[Unit]] = defaultdict(list)
+    drafts = []
+    complaints = []
+    for rule, unit in claims:
+        parts = {recipe.base: 1.0}
+        if rule is not None:
+            parts = shares_at(recipe.rules[rule], recipe, unit.role.layer, base.num_layers)
+        sources = {name: units[name].get(unit.name) for name in parts}
+        for name in sources:
+            if sources[name] is None and rule is not None:
+                missing[rule, name].append(unit)
+        found = {name: source for name, source in sources.items() if source is not None}
+        if len(found) < len(sources):
+            continue
+        if objections := _objections(unit, found, anatomies):
+            complaints += objections
+            continue
+        draft = _draft(recipe, unit, rule, parts, found)
+        if isinstance(draft, str):
+            complaints.append(draft)
+        else:
+            drafts.append(draft)
+    for (rule, name), units_missing in missing.items():
+        names = {u.name for u in units_missing}
+        present = [u for u in taken[rule] if u.name not in names]
+        problems.append(_missing(rule, name, units_missing, present, recipe.base))
+    return drafts, problems + _few(complaints)
+
+
+# ------------------------------------------------------------------------------------------- one draft
+
+
+def _draft(
+    recipe: Recipe, unit: Unit, rule: int | None, parts: Mapping[str, float], sources: Mapping[str, Unit]
+) -> Draft | str:
+    """One unit's row without a place, or why there can be none."""
+    storage = _output_storage(recipe, unit)
+    tensors = _output_tensors(unit, storage)
+    inputs = tuple(Input(name, parts[name], sources[name].storage, sources[name].tensors) for name in parts)
+    if not inputs:
+        return f"{unit.name}: all shares are 0"
+    first = sources[inputs[0].parent]
+    if len(inputs) == 1 and inputs[0].share == 1:
+        kind: Kind = "copy" if _is_stored_alike(first, storage, tensors) else "convert"
+    else:
+        kind = "mix"
+    if kind != "copy":
+        for name, source in [*sources.items(), (recipe.base, unit)]:
+            if source.storage not in MIXABLE:
+                return (
+                    f"{unit.name} in {name!r} is stored as {source.storage}; that can be copied, not mixed or converted"
+                )
+    return Draft(
+        unit.name,
+        unit.role,
+        rule,
+        kind,
+        inputs,
+        storage,
+        tensors,
+        _if_equal(kind, inputs, _is_stored_alike(first, storage, tensors)),
+    )
+
+
+def _if_equal(kind: Kind, inputs: Sequence[Input], is_stored_alike: bool) -> Literal["copy", "convert"] | None:
+    """Nothing is requantised for nothing: equal parents whose shares sum to 1 are one parent."""
+    can_be_equal = len({(i.storage, *((t.dtype, t.nbytes) for t in i.tensors)) for i in inputs}) == 1
+    if kind != "mix" or not can_be_equal or abs(sum(i.share for i in inputs) - 1) > _SUM_TOLERANCE:
+        return None
+    return "copy" if is_stored_alike else "convert"
+
+
+def _output_storage(recipe: Recipe, unit: Unit) -> str:
+    """How the child stores a unit: as the base does, unless the recipe says otherwise and the family's table lets it."""
+    dtype, role = recipe.output.dtype, unit.role
+    if dtype == "keep" or not role.convertible or unit.storage not in MIXABLE:
+        return unit.storage
+    if dtype != "fp8-block":
+        return _STORAGES[dtype]
+    return FP8_BLOCK if role.fp8 and unit.storage not in FP8_BLOCKS and len(unit.shape) == 2 else unit.storage
+
+
+def _output_tensors(unit: Unit, storage: str) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    if storage == unit.storage:
+        return tuple((t.name, t.dtype, t.shape) for t in unit.tensors)
+    if storage == FP8_BLOCK:
+        blocks = tuple(-(-side // 128) for side in unit.shape)
+        return (unit.name, "F8_E4M3", unit.shape), (f"{unit.name}_scale_inv", "F32", blocks)
+    return ((unit.name, storage, unit.shape),)
+
+
+def _is_stored_alike(source: Unit, storage: str, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bool:
+    """Whether a parent's bytes are what the child would store. Any scale is a float32 scale, not every one a power of 2."""
+    same_types = [t.dtype for t in source.tensors] == [dtype for _, dtype, _ in tensors]
+    return same_types and not (storage == FP8_BLOCK_UE8M0 and source.storage == FP8_BLOCK)
+
+
+# --------------------------------------------------------------------------------------- what is wrong
+
+
+def _beyond(recipe: Recipe, base: Anatomy) -> Iterable[str]:
+    """Layers and experts that the model does not have."""
+    for number, rule in enumerate(recipe.rules, 1):
+        for word, spans, count in (("layer", rule.layers, base.num_layers), ("expert", rule.experts, base.num_experts)):
+            for span in spans or ():
+                numbers = span.within(count)
+                if numbers.start < 0 or numbers.stop > count:
+                    hint = "; MTP layers are selected with mtp: true" if word == "layer" else ""
+                    yield (
+                        f"rule {number}: {word}s: {span} is beyond the model: "
+                        + (f"{word}s are 0-{count - 1}" if count else f"it has no {word}s")
+                        + hint
+                    )
+
+
+def _empty(
+    recipe: Recipe, matchers: Sequence[_Matcher], taken: Mapping[int | None, Sequence[Unit]], base: Anatomy
+) -> Iterable[str]:
+    for i, (rule, matcher) in enumerate(zip(recipe.rules, matchers, strict=True)):
+        if taken[i]:
+            continue
+        if matcher.num_matches:
+            yield f"rule {i + 1} takes nothing: earlier rules take all {matcher.num_matches} units that it matches"
+            continue
+        text = f"rule {i + 1} matches nothing in the base {recipe.base!r}"
+        suffix = base.family.companion
+        if rule.tensors and any(fnmatchcase(t, g) for g in rule.tensors for t in base.checkpoint.tensors):
+            text += f": its pattern names only scales (*{suffix}); select the weight, its scale moves with it"
+        elif rule.components is not None:
+            roles = [u.role for u in base.units().values() if u.role.component in rule.components]
+            layers = sorted({r.layer for r in roles if r.layer is not None and not r.mtp})
+            where = f"layers {_ranges(layers)}" if layers else "no main layer"
+            text += f": {', '.join(rule.components)} is in {where}" + ("" if roles else ", nor anywhere else")
+        yield text
+
+
+def _layerless(recipe: Recipe, taken: Mapping[int | None, Sequence[Unit]]) -> Iterable[str]:
+    for i, rule in enumerate(recipe.rules):
+        if any(isinstance(share, Gradient) for share in (rule.mix or {}).values()):
+            names = [u.name for u in taken[i] if u.role.layer is None]
+            if names:
+                yield (
+                    f"rule {i + 1} is a gradient over layers, but takes {len(names)} units that have no layer: "
+                    f"{', '.join(names[:_SHOWN])}; add a selector that leaves them out, such as layers"
+                )
+
+
+def _objections(unit: Unit, sources: Mapping[str, Unit], anatomies: Mapping[str, Anatomy]) -> list[str]:
+    found = [
+        f"{unit.name} has another shape in {name!r}: {list(source.shape)}, in the base {list(unit.shape)}"
+        for name, source in sources.items()
+        if source.shape != unit.shape
+    ]
+    for name, source in sources.items():
+        if (objection := anatomies[name].objection(source)) is not None:
+            found.append(f"{name!r}: {objection}")
+    return found
+
+
+def _missing(rule: int | None, parent: str, missing: Sequence[Unit], present: Sequence[Unit], base: str) -> str:
+    """One problem for all units that a rule takes from a parent that lacks them, with the selector that leaves them out."""
+    assert rule is not None
+    text = (
+        f"rule {rule + 1} takes {len(missing)} units from {parent!r} that it does not have, such as {missing[0].name}"
+    )
+    return f"{text}; {_way_out(missing, present, base)}"
+
+
+def _way_out(missing: Sequence[Unit], present: Sequence[Unit], base: str) -> str:
+    if all(u.role.mtp for u in missing) and not any(u.role.mtp for u in present):
+        return "add `mtp: false` to the rule to leave them out"
+    without: dict[str, set[str | int | None]] = {
+        "components": {u.role.component for u in missing},
+        "layers": {u.role.layer for u in missing},
+        "experts": {u.role.expert for u in missing},
+    }
+    have: dict[str, set[str | int | None]] = {
+        "components": {u.role.component for u in present},
+        "layers": {u.role.layer for u in present},
+        "experts": {u.role.expert for u in present},
+    }
+    for selector, there in have.items():
+        if there and not there & without[selector] and None not in there:
+            numbers = [n for n in there if isinstance(n, int)]
+            words = sorted(n for n in there if isinstance(n, str))
+            return f"add `{selector}: [{_ranges(sorted(numbers)) if numbers else ', '.join(words)}]` to leave them out"
+    return f"put a rule before it that takes them from the base: `take: {base}`, `tensors: {missing[0].name}`"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers as ranges: 0, 3-5."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and found[-1][1] + 1 == number:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
+
+
+def _few(complaints: Sequence[str]) -> list[str]:
+    if len(complaints) <= 2 * _SHOWN:
+        return list(complaints)
+    return [*complaints[: 2 * _SHOWN], f"and {len(complaints) - 2 * _SHOWN} more of this kind"]

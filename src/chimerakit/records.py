@@ -1,0 +1,472 @@
+"""The records that everything passes along, in the order in which data moves: frozen, checked, to and from JSON.
+
+    Recipe + Checkpoints -> Plan (Rows) -> Jobs -> Receipts -> Manifest -> Findings
+
+All bytes and offsets are absolute numbers of bytes; digests are lower-case hexadecimal. `msgspec.json` writes and reads
+every record here.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from chimerakit.dtypes import numel_of
+
+Component = Literal[
+    "embedding", "head", "norm", "attention", "dense_mlp", "router", "routed_experts", "shared_experts", "other"
+]
+COMPONENTS: tuple[Component, ...] = (
+    "embedding",
+    "head",
+    "norm",
+    "attention",
+    "dense_mlp",
+    "router",
+    "routed_experts",
+    "shared_experts",
+    "other",
+)
+
+# ------------------------------------------------------------------------------------------ checkpoint
+
+
+class Tensor(Struct, frozen=True):
+    """One named array as it is stored."""
+
+    name: str
+    dtype: str
+    """A name of `dtypes.STORAGE_TYPES`."""
+    shape: tuple[int, ...]
+    file: str
+    """The shard, relative to the checkpoint's folder."""
+    start: int
+    """Where its bytes begin in that file."""
+    nbytes: int
+
+
+class Shard(Struct, frozen=True):
+    """One weight file of a checkpoint."""
+
+    name: str
+    nbytes: int
+    header_nbytes: int
+    """Everything before the first weight byte, the length field included."""
+    header_digest: str
+    """xxh3-128 of those bytes."""
+    mtime_ns: int
+    metadata: dict[str, str] | None
+    """The header's `__metadata__`."""
+
+
+class File(Struct, frozen=True):
+    """A file of a checkpoint that holds no weights."""
+
+    name: str
+    nbytes: int
+
+
+class Checkpoint(Struct, frozen=True):
+    """A model's weights and config as stored; made from headers only."""
+
+    root: str
+    shards: tuple[Shard, ...]
+    tensors: dict[str, Tensor]
+    """By name, in the order of the shards and of the bytes in them."""
+    config: dict[str, Any]
+    """config.json; empty if there is none."""
+    files: tuple[File, ...]
+    """Everything that is neither weights nor hidden."""
+    left_out: tuple[str, ...]
+    """Weight files that are no part of the checkpoint (other formats, shards that no index names)."""
+    index: File | None
+    """The index file, None for a single weight file."""
+    texts: dict[str, str] = {}
+    """Small files that a plan may have to edit: tokenizer_config.json, chat_template.jinja."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(s.nbytes for s in self.shards)
+
+
+class Role(Struct, frozen=True):
+    """What a tensor is in its model."""
+
+    component: Component
+    layer: int | None = None
+    expert: int | None = None
+    projection: str | None = None
+    mtp: bool = False
+    """Whether it belongs to a multi-token-prediction layer."""
+    known: bool = True
+    """False if the family's table has no such name."""
+    convertible: bool = False
+    """Whether `output.dtype` may store it otherwise."""
+    fp8: bool = False
+    """Whether the family stores it in FP8 blocks."""
+
+
+class Unit(Struct, frozen=True):
+    """A tensor with the companions that it can't be read without."""
+
+    role: Role
+    storage: str
+    """A storage that numerics can decode (`dtypes.MIXABLE`), or the plain dtype of the first tensor."""
+    tensors: tuple[Tensor, ...]
+    """The weight first."""
+
+    @property
+    def name(self) -> str:
+        """The name of the weight."""
+        return self.tensors[0].name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return self.tensors[0].shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(t.nbytes for t in self.tensors)
+
+
+# ---------------------------------------------------------------------------------------------- recipe
+
+
+class Gradient(Struct, frozen=True):
+    """A share that changes linearly over all main layers; MTP layers take the last value."""
+
+    start: float
+    stop: float
+
+    def at(self, layer: int, num_layers: int) -> float:
+        """The share in one layer, counted from 0."""
+        if num_layers < 2:
+            return self.start
+        part = min(layer, num_layers - 1) / (num_layers - 1)
+        return self.stop if part == 1 else self.start + (self.stop - self.start) * part
+
+
+class Span(Struct, frozen=True):
+    """Numbers from `first` to `last`, both included; negative ones count from the end, as in Python."""
+
+    first: int
+    last: int
+
+    def within(self, count: int) -> range:
+        """The numbers meant among `count` of them."""
+        first, last = (n + count if n < 0 else n for n in (self.first, self.last))
+        return range(first, last + 1)
+
+    def __str__(self) -> str:
+        if self.first < 0:
+            return f"last {-self.first}"
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+class Rule(Struct, frozen=True):
+    """One statement of a recipe: which units, and what becomes of them."""
+
+    take: str | None = None
+    """The parent that units are taken whole from; None for a mix."""
+    mix: dict[str, float | Gradient] | None = None
+    """Shares as written; the base may be left out."""
+    normalize: bool | None = None
+    """True: shares are divided by their sum. False: they are used as written, whatever they sum to."""
+    components: tuple[Component, ...] | None = None
+    layers: tuple[Span, ...] | None = None
+    experts: tuple[Span, ...] | None = None
+    tensors: tuple[str, ...] | None = None
+    """Globs over the names of units."""
+    mtp: bool | None = None
+
+
+class Output(Struct, frozen=True):
+    """What the child's files look like; None means as the base has it."""
+
+    dtype: Literal["keep", "bf16", "f16", "f32", "fp8-block"] = "keep"
+    shards: Literal["base", "by-rule"] = "base"
+    tokenizer: str | None = None
+    chat_template: str | None = None
+
+
+class Recipe(Struct, frozen=True):
+    """What the user wants."""
+
+    parents: dict[str, str | None]
+    """Where each parent lies, None if the command line says."""
+    base: str
+    rules: tuple[Rule, ...] = ()
+    output: Output = Output()
+
+
+# ------------------------------------------------------------------------------------------------ plan
+
+Kind = Literal["copy", "convert", "mix"]
+"""copy: one parent's bytes. convert: one parent, decoded and encoded. mix: a weighted sum, encoded."""
+
+
+class Input(Struct, frozen=True):
+    """One parent's part in a row."""
+
+    parent: str
+    share: float
+    """lambda; 1 for a unit that is taken whole."""
+    storage: str
+    tensors: tuple[Tensor, ...]
+
+
+class Row(Struct, frozen=True):
+    """Every decision about one unit of the child."""
+
+    unit: str
+    role: Role
+    rule: int | None
+    """Which rule took it, counted from 0; None if the base did."""
+    kind: Kind
+    inputs: tuple[Input, ...]
+    """Base first, then in the recipe's order; parents with a share of 0 are not here."""
+    storage: str
+    """How the child stores it."""
+    outputs: tuple[Tensor, ...]
+    """Where its tensors go: files and offsets of the child."""
+    if_equal: Literal["copy", "convert"] | None = None
+    """What a mix comes down to if its parents turn out to be byte-equal; None if that can't be or would change values."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written."""
+        return sum(t.nbytes for t in self.outputs)
+
+
+class Header(Struct, frozen=True):
+    """The bytes before the first weight of an output file: a parent's own, or new ones."""
+
+    file: str
+    nbytes: int
+    parent: str | None = None
+    shard: str | None = None
+    """With `parent`: the file whose first `nbytes` are taken."""
+    text: str | None = None
+    """Otherwise: the JSON text with its padding, without the length field."""
+
+
+class OutputShard(Struct, frozen=True):
+    """One weight file of the child."""
+
+    name: str
+    nbytes: int
+    header: Header
+
+
+class FileRow(Struct, frozen=True):
+    """One file of the child that holds no weights: a parent's bytes, or a new text."""
+
+    name: str
+    nbytes: int
+    parent: str | None = None
+    source: str | None = None
+    """With `parent`: the name of the file there."""
+    text: str | None = None
+    edit: str | None = None
+    """What was changed, in words; None for a plain copy."""
+
+
+class RuleSummary(Struct, frozen=True):
+    """What one rule took."""
+
+    rule: int | None
+    says: str
+    units: int
+    tensors: int
+    nbytes: int
+    """As the child stores them."""
+    mtp_tensors: int
+    mtp_nbytes: int
+    kinds: dict[str, int]
+    """Units for each kind of row."""
+
+
+class Plan(Struct, frozen=True):
+    """Every decision, and nothing read yet but headers."""
+
+    recipe: Recipe
+    parents: dict[str, Checkpoint]
+    family: str
+    rows: tuple[Row, ...]
+    """In the order of the child's files."""
+    shards: tuple[OutputShard, ...]
+    files: tuple[FileRow, ...]
+    """In the order in which they are written: index and config last."""
+    segments: tuple[tuple[int, int], ...]
+    """Rows of each job, from and to."""
+    summaries: tuple[RuleSummary, ...]
+    reads: dict[str, int]
+    """Weight bytes read from each parent."""
+    notes: tuple[str, ...]
+    """What a careful user wants to know, and what is no reason to refuse."""
+    digest: str
+    """xxh3-128 over everything that decides the child's bytes; not over where parents lie."""
+
+    @property
+    def output_nbytes(self) -> int:
+        """Bytes of all files of the child but the manifest."""
+        return sum(s.nbytes for s in self.shards) + sum(f.nbytes for f in self.files)
+
+
+class Job(Struct, frozen=True):
+    """What one worker does: paths, byte ranges and numbers, no open handles."""
+
+    id: int
+    roots: dict[str, str]
+    """Where each parent lies."""
+    signatures: dict[str, dict[str, tuple[int, int]]]
+    """Size and mtime_ns of each parent's shards that are read, so that a changed file is noticed."""
+    output: str
+    sizes: dict[str, int]
+    """Full sizes of the output files that are touched."""
+    headers: tuple[Header, ...]
+    rows: tuple[Row, ...]
+    allow_nonfinite: bool = False
+    sha256: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written."""
+        return sum(h.nbytes for h in self.headers) + sum(r.nbytes for r in self.rows)
+
+    def ranges(self) -> Iterator[tuple[str, str, int, int]]:
+        """(name, file, start, bytes) of everything that is written; a header's name is its file's."""
+        for header in self.headers:
+            yield header.file, header.file, 0, header.nbytes
+        for row in self.rows:
+            for tensor in row.outputs:
+                yield tensor.name, tensor.file, tensor.start, tensor.nbytes
+
+
+# --------------------------------------------------------------------------------- receipts, manifests
+
+Outcome = Literal["copied", "converted", "mixed", "equal"]
+"""`equal`: the parents of a mix had the same bytes, so they were copied or converted, not mixed."""
+
+
+class Made(Struct, frozen=True):
+    """What became of one unit."""
+
+    unit: str
+    outcome: Outcome
+    digests: dict[str, str]
+    """xxh3-128 of each of its stored tensors."""
+    sha256: dict[str, str] | None = None
+    rms_error: float | None = None
+    """RMS rounding error relative to the RMS of the float32 values; None where nothing was rounded."""
+    nonfinite: int = 0
+    """Values that were NaN or infinite; always 0 unless they were allowed."""
+
+
+class Receipt(Struct, frozen=True):
+    """What one job did."""
+
+    job: int
+    nbytes: int
+    headers: dict[str, str]
+    """xxh3-128 of each file's header that was written."""
+    made: tuple[Made, ...]
+
+
+class ParentRecord(Struct, frozen=True):
+    """A parent, by what its headers say."""
+
+    shards: dict[str, tuple[int, str]]
+    """Bytes and header digest of each weight file."""
+    config: str
+    """xxh3-128 of the parsed config."""
+
+
+class WeightFile(Struct, frozen=True):
+    """One weight file of the child; its weights stand under the units."""
+
+    nbytes: int
+    header_nbytes: int
+    header: str
+    """xxh3-128 of the header."""
+    sha256: str | None = None
+
+
+class OtherFile(Struct, frozen=True):
+    """One other file of the child."""
+
+    nbytes: int
+    digest: str
+    sha256: str | None = None
+
+
+class MadeRow(Struct, frozen=True):
+    """One unit of the child: who it is from, and what its bytes are."""
+
+    unit: str
+    rule: int | None
+    parents: dict[str, float]
+    """Parents and shares."""
+    outcome: Outcome
+    tensors: dict[str, str]
+    """xxh3-128 of each stored tensor."""
+    sha256: dict[str, str] | None = None
+    rms_error: float | None = None
+    nonfinite: int = 0
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """All receipts with recipe, parents and plan; holds no times, hosts or paths."""
+
+    format: int = 1
+    chimerakit: str
+    """The version that wrote it."""
+    numerics: int = 1
+    """The version of the number rules."""
+    recipe: dict[str, Any]
+    """In the recipe language."""
+    plan: str
+    family: str
+    parents: dict[str, ParentRecord]
+    allow_nonfinite: bool = False
+    weights: dict[str, WeightFile]
+    files: dict[str, OtherFile]
+    units: tuple[MadeRow, ...]
+
+
+# -------------------------------------------------------------------------------------------- findings
+
+
+class Finding(Struct, frozen=True):
+    """One checked statement with its evidence."""
+
+    ok: bool
+    subject: str
+    """What it is about: a file, a tensor, a unit."""
+    says: str
+    evidence: dict[str, Any] = {}
+
+
+class Findings(Struct, frozen=True):
+    """The outcome of a check."""
+
+    subject: str
+    failed: tuple[Finding, ...]
+    """Every statement that does not hold."""
+    passed: dict[str, int]
+    """How many statements of each kind hold."""
+    nbytes: int
+    """Weight bytes that were read."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything holds."""
+        return not self.failed
+
+
+def numel(unit: Unit) -> int:
+    """Weights of a unit."""
+    return numel_of(unit.shape)

@@ -1,0 +1,28 @@
+"""Threads on this machine. Kernels and file calls release the interpreter lock, so threads are enough."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+
+def default_threads() -> int:
+    """As many as this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def run_threads(function: Callable[[J], R], jobs: Sequence[J], *, threads: int, stop: threading.Event) -> Iterator[R]:
+    """Results as they come. When one job fails, or the caller leaves, `stop` is set and nothing new begins."""
+    pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="job")
+    try:
+        for future in as_completed([pool.submit(function, job) for job in jobs]):
+            yield future.result()
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
