@@ -313,14 +313,15 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def digits_right(model: DeepseekV3ForCausalLM, problems: Sequence[Problem], style: Style) -> float:
-    """Share of problems with every digit of the response predicted, given the digits before it (one pass, cheap)."""
+    """Share of problems with every digit of the response predicted, given what comes before it (one pass, cheap)."""
     rng = random.Random(0)
     inputs, labels = padded([(prompt_ids(p.question), style(p, rng)) for p in problems])
+    zero = TOKEN_ID["0"]
     with torch.no_grad():
-        guesses = model(input_ids=inputs, use_cache=False).logits[:, :-1].argmax(-1)
-    wanted = labels[:, 1:]
-    is_digit = (wanted >= TOKEN_ID["0"]) & (wanted <= TOKEN_ID["9"])
-    return float(((guesses == wanted) | ~is_digit).all(-1).float().mean())
+        logits = model(input_ids=inputs, use_cache=False).logits[:, :-1, zero : zero + 10]
+    wanted = labels[:, 1:] - zero
+    is_digit = (wanted >= 0) & (wanted < 10)
+    return float(((logits.argmax(-1) == wanted) | ~is_digit).all(-1).float().mean())
 
 
 def train_stage(model: DeepseekV3ForCausalLM, stage: Stage, seed: int, probe: Sequence[Problem]) -> None:

@@ -52,6 +52,7 @@ from chimerakit.stores.local import (
 
 MANIFEST = "chimerakit.json"
 CARD = "README.md"
+_FORMAT = 1
 _WORKSPACE = ".chimerakit"
 _MAX_MANIFEST = 1 << 30
 _SPARE = 16 << 20
@@ -87,11 +88,11 @@ def read_manifest(path: Path) -> Manifest:
         found = msgspec.json.decode(read_file(file, _MAX_MANIFEST), type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ManifestError(f"the manifest can't be read: {e}", where=file) from e
-    if found.format != 1 or found.numerics != NUMERICS:
+    if found.format != _FORMAT or found.numerics != NUMERICS:
         raise ManifestError(
             "the manifest is of another version",
             where=file,
-            expected=f"format 1, numerics {NUMERICS}",
+            expected=f"format {_FORMAT}, numerics {NUMERICS}",
             found=f"format {found.format}, numerics {found.numerics}, by chimerakit {found.chimerakit}",
             do="use the chimerakit that wrote it",
         )
@@ -300,7 +301,7 @@ class Child:
             if row.name == "config.json":
                 files[row.name] = self._write_other(row)
         manifest = self._manifest(receipts, files)
-        text = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+        text = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
         write_file(self.path / MANIFEST, text)
         shutil.rmtree(self._workspace)
         sync_folder(self.path)
@@ -338,6 +339,7 @@ class Child:
         headers = {name: digest for receipt in receipts for name, digest in receipt.headers.items()}
         plan = self._plan
         return Manifest(
+            format=_FORMAT,
             chimerakit=__version__,
             numerics=NUMERICS,
             recipe=recipe_to_data(plan.recipe),

@@ -352,7 +352,7 @@ Outcome = Literal["copied", "converted", "mixed", "equal"]
 """`equal`: the parents of a mix had the same bytes, so they were copied or converted, not mixed."""
 
 
-class Made(Struct, frozen=True):
+class Made(Struct, frozen=True, omit_defaults=True):
     """What became of one unit."""
 
     unit: str
@@ -385,7 +385,7 @@ class ParentRecord(Struct, frozen=True):
     """xxh3-128 of the parsed config."""
 
 
-class WeightFile(Struct, frozen=True):
+class WeightFile(Struct, frozen=True, omit_defaults=True):
     """One weight file of the child; its weights stand under the units."""
 
     nbytes: int
@@ -395,7 +395,7 @@ class WeightFile(Struct, frozen=True):
     sha256: str | None = None
 
 
-class OtherFile(Struct, frozen=True):
+class OtherFile(Struct, frozen=True, omit_defaults=True):
     """One other file of the child."""
 
     nbytes: int
@@ -403,7 +403,7 @@ class OtherFile(Struct, frozen=True):
     sha256: str | None = None
 
 
-class MadeRow(Struct, frozen=True):
+class MadeRow(Struct, frozen=True, omit_defaults=True):
     """One unit of the child: who it is from, and what its bytes are."""
 
     unit: str
@@ -421,10 +421,10 @@ class MadeRow(Struct, frozen=True):
 class Manifest(Struct, frozen=True, kw_only=True):
     """All receipts with recipe, parents and plan; holds no times, hosts or paths."""
 
-    format: int = 1
+    format: int
     chimerakit: str
     """The version that wrote it."""
-    numerics: int = 1
+    numerics: int
     """The version of the number rules."""
     recipe: dict[str, Any]
     """In the recipe language."""
