@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from chimerakit.merge import merge_parents
     from chimerakit.plan import make_plan
     from chimerakit.recipe import load_recipe, parse_recipe
-    from chimerakit.verify import verify_child, verify_table
+    from chimerakit.table import verify_table
+    from chimerakit.verify import verify_child
 
 _HOMES = {
     "ChimerakitError": "chimerakit.errors",
@@ -20,7 +21,7 @@ _HOMES = {
     "open_checkpoint": "chimerakit.formats",
     "parse_recipe": "chimerakit.recipe",
     "verify_child": "chimerakit.verify",
-    "verify_table": "chimerakit.verify",
+    "verify_table": "chimerakit.table",
 }
 
 __all__ = [

@@ -18,8 +18,11 @@ from collections.abc import Sequence
 
 
 def printable(text: object) -> str:
-    """Text with control characters and lone surrogates escaped, so that no file can write to the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
+    """Text with line ends, control characters and lone surrogates escaped.
+
+    So no file can write to the terminal, nor add a line to a message that looks like ours.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 class ChimerakitError(Exception):
@@ -32,8 +35,8 @@ class ChimerakitError(Exception):
         if found is not None:
             lines.append(f"  found:    {found}")
         if do:
-            lines.append(f"  to do:    {do}")
-        super().__init__(printable("\n".join(lines)))
+            lines += f"  to do:    {do}".split("\n")  # the one part that may be several lines: our own words
+        super().__init__("\n".join(map(printable, lines)))
 
 
 class RecipeError(ChimerakitError):

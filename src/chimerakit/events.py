@@ -4,6 +4,7 @@ A listener is any callable that takes an event. It is called from worker threads
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from msgspec import Struct
 
@@ -13,16 +14,16 @@ class Started(Struct, frozen=True):
 
     work: str
     """What is being done, in a word or two."""
-    nbytes: int
-    """Bytes that the work will go through."""
-    jobs: int
-    """Jobs that the work consists of."""
+    total: int
+    """How much there is to go through."""
+    unit: Literal["bytes", "problems"] = "bytes"
+    """What `total` and `Advanced` count."""
 
 
 class Advanced(Struct, frozen=True):
-    """Some bytes are done."""
+    """Some of it is done."""
 
-    nbytes: int
+    amount: int
 
 
 class JobDone(Struct, frozen=True):

@@ -6,7 +6,7 @@ A unit is made into a *sink*: the child's files while merging, a comparison with
 proven by the same code that made it, and that code is proven by independent arithmetic in the tests.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -18,7 +18,7 @@ from chimerakit.errors import NonFiniteError
 from chimerakit.plan.panels import Cut, Panel, cut
 from chimerakit.records import Header, Input, Job, Made, Outcome, Receipt, Row, Tensor
 from chimerakit.stores.digest import Hasher, digest_of
-from chimerakit.stores.local import CHUNK, Buffer, PartFile, Reader, Readers
+from chimerakit.stores.local import CHUNK, Buffer, PartFile, Reader, Readers, same_bytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,7 +46,7 @@ class Result(NamedTuple):
 
 def run_job(job: Job, report: Report) -> Receipt:
     """Write everything that a job holds, wait until it is on the disk, and say what was written."""
-    with Inputs(job) as inputs, _Files(job, report) as files:
+    with Inputs(job.roots, job.signatures) as inputs, _Files(job, report) as files:
         headers = {h.file: files.write_header(h, inputs) for h in job.headers}
         made = []
         for row in job.rows:
@@ -67,16 +67,16 @@ def run_job(job: Job, report: Report) -> Receipt:
 
 
 class Inputs:
-    """The parents' files of a job, opened when first read, each checked to be the one that was planned with."""
+    """Checkpoints' files, opened when first read, each checked to be the one that was planned with."""
 
-    def __init__(self, job: Job):
-        self._job = job
+    def __init__(self, roots: Mapping[str, str], signatures: Mapping[str, Mapping[str, tuple[int, int]]]):
+        self._roots = roots
+        self._signatures = signatures
         self._readers = Readers()
 
     def reader(self, parent: str, shard: str) -> Reader:
         """The open shard of a parent."""
-        signature = self._job.signatures[parent][shard]
-        return self._readers.get(Path(self._job.roots[parent], shard), signature)
+        return self._readers.get(Path(self._roots[parent], shard), self._signatures[parent][shard])
 
     def __enter__(self) -> "Inputs":
         return self
@@ -181,7 +181,7 @@ def _are_equal(row: Row, inputs: Inputs) -> bool:
             for other in others:
                 there = other.tensors[number]
                 inputs.reader(other.parent, there.file).read_into(theirs[: len(piece)], there.start + done)
-                if piece != theirs[: len(piece)]:
+                if not same_bytes(piece, theirs[: len(piece)]):
                     return False
             done += len(piece)
     return True
@@ -198,7 +198,7 @@ def _mix(
     weight, *scale = row.outputs
     is_blocked = any(s in FP8_BLOCKS for s in (row.storage, *(p.storage for p in parts)))
     whole = cut(weight.shape, is_blocked=is_blocked)
-    sources = [_Source(part, inputs, whole) for part in parts]
+    sources = [Source(part, inputs, whole) for part in parts]
     sums = np.zeros(2)
     scales: list[npt.NDArray[np.uint8]] = []
     nonfinite = 0
@@ -219,7 +219,7 @@ def _mix(
     return Result(outcome, mix.relative_rms(sums) if is_rounded else None, nonfinite)
 
 
-class _Source:
+class Source:
     """One parent's side of a mix, read panel by panel. Block scales are a 16384th of the weights and read at once."""
 
     def __init__(self, part: Input, inputs: Inputs, whole: Cut):

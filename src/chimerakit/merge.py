@@ -66,7 +66,7 @@ def _make(plan: Plan, child: Child, threads: int, tell: Listener, *, allow_nonfi
             raise _StoppedError
         tell(Advanced(nbytes))
 
-    tell(Started("merging", sum(job.nbytes for job in jobs), len(jobs)))
+    tell(Started("merging", sum(job.nbytes for job in jobs)))
     receipts = dict[int, Receipt]()
     for job in jobs:
         if (receipt := child.receipt_of(job, lambda _: None)) is not None:

@@ -7,12 +7,13 @@
         components: routed_experts
 
 Scalars are read by YAML 1.2's core rules, so that `3:59` is no number of seconds, `no` no truth value, and `1e-3` a
-number. Duplicate keys, anchors and aliases are refused. What is written here holds intent only; which tensors a rule
+number. Duplicate keys, anchors, aliases and tags are refused. What is written here holds intent only; which tensors a rule
 takes is decided by the planner.
 """
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, NoReturn, get_args
 import msgspec
 import yaml
 
-from chimerakit.errors import RecipeError
+from chimerakit.errors import CheckpointError, RecipeError
 from chimerakit.records import COMPONENTS, Component, Gradient, Output, Recipe, Rule, Span
 from chimerakit.stores.local import read_file
 
@@ -45,6 +46,8 @@ def load_recipe(path: Path | str) -> Recipe:
         text = read_file(path, _MAX_TEXT).decode("utf-8")
     except UnicodeDecodeError as e:
         raise RecipeError(f"is not UTF-8 text (byte {e.start})", where=path) from e
+    except CheckpointError as e:
+        raise RecipeError(f"the recipe can't be used: {e}") from e
     return parse_recipe(text, where=path)
 
 
@@ -57,7 +60,7 @@ def parse_recipe(text: str, where: object = "recipe") -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 core scalars, no aliases, no key twice."""
+    """YAML 1.2 core scalars, no aliases, no tags, no key twice."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as the base class has it
 
@@ -70,6 +73,9 @@ class _Loader(yaml.SafeLoader):
                 "anchors (&) and aliases (*) are not used in recipes; put a glob in quotes",
                 event.start_mark,
             )
+        # A tag can ask for any type of any content, which the constructors below it do not expect.
+        if getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(None, None, "tags (!) are not used in recipes", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -91,6 +97,10 @@ class _Loader(yaml.SafeLoader):
         return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what YAML 1.1 or 1.2 would read as something else than text."""
+
+
 for _tag, _pattern, _first in (
     ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("tag:yaml.org,2002:int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", "-+0123456789"),
@@ -102,6 +112,7 @@ for _tag, _pattern, _first in (
     ("tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
 ):
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
+    _Dumper.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.core_int)
 
 
@@ -132,7 +143,7 @@ def recipe_from_data(data: Any, where: object = "recipe") -> Recipe:
     _known_keys(top, _TOP_KEYS, where)
     parents = _parents(top.get("parents"), where)
     base = _parent(top.get("base"), parents, f"{where}: base")
-    rules = top.get("rules") or []
+    rules = [] if top.get("rules") is None else top["rules"]
     if not isinstance(rules, list):
         raise RecipeError("rules must be a list", where=where, expected="- take: ...", found=_short(rules))
     return Recipe(
@@ -199,14 +210,18 @@ def check_shares(
     """Refuse shares that do not say what the whole is."""
     ends = [[s.start if isinstance(s, Gradient) else s for s in shares.values()]]
     ends.append([s.stop if isinstance(s, Gradient) else s for s in shares.values()])
+    if normalize is True:
+        # A sum that changes its sign between the ends is 0, or nearly, in a layer between them.
+        totals = [math.fsum(numbers) for numbers in ends]
+        if min(map(abs, totals)) < _SUM_TOLERANCE or (totals[0] < 0) != (totals[1] < 0):
+            raise RecipeError("shares that sum to 0 can't be normalized", where=where)
+        return
     for numbers in ends:
-        total = sum(numbers)
-        if normalize is True:
-            if abs(total) < _SUM_TOLERANCE:
-                raise RecipeError("shares that sum to 0 can't be normalized", where=where)
-            continue
+        total = math.fsum(numbers)
         everyone = all(p in shares for p in parents)
-        beyond = [n for n in numbers if not 0 <= n <= 1] or ([total] if base not in shares and total > 1 else [])
+        beyond = [n for n in numbers if not 0 <= n <= 1] or (
+            [total] if base not in shares and total > 1 + _SUM_TOLERANCE else []
+        )
         if beyond and not everyone:
             raise RecipeError(
                 "a share below 0 or above 1 needs every parent written out, or normalize: true",
@@ -348,7 +363,7 @@ def recipe_to_data(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The recipe as text."""
-    return yaml.safe_dump(recipe_to_data(recipe), sort_keys=False, default_flow_style=None, width=100)
+    return str(yaml.dump(recipe_to_data(recipe), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100))
 
 
 def _rule_to_data(rule: Rule) -> dict[str, Any]:
@@ -381,7 +396,7 @@ def _one_or_list(items: Sequence[str]) -> str | list[str]:
 def say_rule(rule: Rule) -> str:
     """A rule in one line."""
     data = _rule_to_data(rule)
-    return yaml.safe_dump(data, sort_keys=False, default_flow_style=True, width=10**6).strip()[1:-1]
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**6)).strip()[1:-1]
 
 
 # --------------------------------------------------------------------------------------------- parents
@@ -397,12 +412,13 @@ def locate_parents(recipe: Recipe, given: Mapping[str, Path], folder: Path) -> t
         _parent(name, recipe.parents, "--parent")
     paths, names = dict[str, Path](), dict[str, str | None]()
     for name, written in recipe.parents.items():
-        here = None if written is None else (folder / Path(written).expanduser())
+        here = None if written is None else folder / os.path.expanduser(written)  # noqa: PTH111 - leaves ~nobody as it is
+        is_there = here is not None and os.path.exists(here)  # noqa: PTH110 - False for what can't be a path
         if name in given:
             paths[name] = given[name]
-            is_place = written is None or here is None or here.exists() or not _HUB_NAME.fullmatch(written)
-            names[name] = None if is_place else written
-        elif here is not None and here.exists():
+            is_hub_name = written is not None and not is_there and _HUB_NAME.fullmatch(written)
+            names[name] = written if is_hub_name else None
+        elif here is not None and is_there:
             paths[name], names[name] = here, None
         elif written is not None and _HUB_NAME.fullmatch(written):
             raise RecipeError(
@@ -512,12 +528,13 @@ def _short(value: Any) -> str:
 def _answer_mergekit(top: Mapping[str, Any], where: object) -> NoReturn:
     """Refuse a mergekit configuration, saying what it would be here where that can be said."""
     method = top.get("merge_method")
-    build: Callable[[Mapping[str, Any]], Recipe | None] = {"linear": _from_linear, "passthrough": _from_linear}.get(
-        str(method), lambda _: None
-    )
+    build: Callable[[Mapping[str, Any]], Recipe | None] = {
+        "linear": _from_linear,
+        "passthrough": _from_passthrough,
+    }.get(str(method), lambda _: None)
     try:
         recipe = build(top)
-    except (RecipeError, TypeError, ValueError, AttributeError):
+    except (RecipeError, TypeError, ValueError, AttributeError, LookupError):
         recipe = None
     if recipe is None:
         raise RecipeError(
@@ -538,19 +555,50 @@ def _from_linear(top: Mapping[str, Any]) -> Recipe | None:
     models = top.get("models")
     if not isinstance(models, list) or not models:
         return None
-    names = {f"m{i}": str(m["model"]) for i, m in enumerate(models, 1)}
+    names = _mergekit_names(models)
     weights = [(m.get("parameters") or top.get("parameters") or {}).get("weight", 1.0) for m in models]
     base = next((n for n, path in names.items() if path == top.get("base_model")), "m1")
     normalize = bool((top.get("parameters") or {}).get("normalize", True))
     filters = dict.fromkeys(
         w["filter"] for ws in weights if isinstance(ws, list) for w in ws if isinstance(w, dict) and "filter" in w
     )
-    rules = []
-    for substring in [*filters, None]:
+    rules: list[dict[str, Any]] = []
+    for substring in [*(f for f in filters if f not in (None, "*")), None]:
         mix = {name: _mergekit_weight(ws, substring) for name, ws in zip(names, weights, strict=True)}
-        what = {"components": "all"} if substring is None else {"tensors": f"*{substring}*"}
-        rules.append({"mix": mix, "normalize": normalize, **what})
-    return recipe_from_data({"parents": names, "base": base, "rules": rules})
+        if substring is not None:
+            rules.append({"mix": mix, "normalize": normalize, "tensors": f"*{substring}*"})
+            continue
+        if any(isinstance(share, dict) for share in mix.values()):
+            # A gradient knows layers only; there, what lies before them has the first value and what lies after, the last.
+            ends = [{n: s[end] if isinstance(s, dict) else s for n, s in mix.items()} for end in ("from", "to")]
+            rules.append({"mix": mix, "normalize": normalize, "tensors": "*.layers.*"})
+            rules.append({"mix": ends[0], "normalize": normalize, "components": "embedding"})
+            mix = ends[1]
+        rules.append({"mix": mix, "normalize": normalize, "components": "all"})
+    return _mergekit_recipe(top, names, base, rules)
+
+
+def _from_passthrough(top: Mapping[str, Any]) -> Recipe | None:
+    """One whole model as it is."""
+    models = top.get("models")
+    if not isinstance(models, list) or len(models) != 1 or models[0].get("parameters") or top.get("parameters"):
+        return None
+    return _mergekit_recipe(top, _mergekit_names(models), "m1", [{"take": "m1", "components": "all"}])
+
+
+def _mergekit_recipe(
+    top: Mapping[str, Any], names: Mapping[str, str], base: str, rules: Sequence[Mapping[str, Any]]
+) -> Recipe:
+    dtype = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}.get(str(top.get("out_dtype") or top.get("dtype")))
+    output = {} if dtype is None else {"output": {"dtype": dtype}}
+    return recipe_from_data({"parents": dict(names), "base": base, "rules": list(rules), **output})
+
+
+def _mergekit_names(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    paths = [m["model"] for m in models]
+    if not all(isinstance(path, str) for path in paths):
+        raise ValueError(paths)
+    return {f"m{i}": path for i, path in enumerate(paths, 1)}
 
 
 def _mergekit_weight(weight: Any, substring: str | None) -> Any:

@@ -19,7 +19,8 @@ from chimerakit.records import Checkpoint, Component, Role, Tensor, Unit
 
 BLOCK = 128
 """Sides of an FP8 block."""
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,8})(?=\.)")
+"""As a model writes it. Other digits, or zeros before it, would make two names of one."""
 
 
 class Line(Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,7 +114,7 @@ class Anatomy:
     def role(self, name: str) -> Role:
         """What the tensor of this name is."""
         pattern = self._patterns.get(_NUMBER.sub("#", name))
-        if pattern is None:
+        if pattern is None or "#" in name:
             return Role("other", known=False)
         line, kinds, projection = pattern
         numbers = dict(zip(kinds, map(int, _NUMBER.findall(name)), strict=True))
@@ -135,12 +136,19 @@ class Anatomy:
         tensors, suffix = self.checkpoint.tensors, self.family.companion
         found = {}
         for name, tensor in tensors.items():
-            if name.endswith(suffix) and name.removesuffix(suffix) in tensors:
+            if self._is_companion(name):
                 continue
             scale = tensors.get(name + suffix)
             together = (tensor,) if scale is None else (tensor, scale)
             found[name] = Unit(self.role(name), self._storage(together), together)
         return found
+
+    def _is_companion(self, name: str) -> bool:
+        """Whether a tensor belongs to a weight; the scale of a scale does not, or it would be in no unit."""
+        suffix, is_companion = self.family.companion, False
+        while name.endswith(suffix) and (name := name.removesuffix(suffix)) in self.checkpoint.tensors:
+            is_companion = not is_companion
+        return is_companion
 
     def _storage(self, tensors: tuple[Tensor, ...]) -> str:
         weight = tensors[0]

@@ -11,9 +11,16 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
     Raises CheckpointError with everything that a careful reader would object to.
     """
+    path = Path(path)
+    try:
+        return _open(path)
+    except OSError as e:  # a folder that may not be listed or entered, a name too long
+        raise CheckpointError(f"can't be read: {e.strerror}", where=e.filename or path) from e
+
+
+def _open(path: Path) -> Checkpoint:
     from chimerakit.formats import safetensors
 
-    path = Path(path)
     if path.suffix == ".gguf" or (path.is_dir() and not safetensors.is_folder(path) and any(path.glob("*.gguf"))):
         raise CheckpointError("GGUF checkpoints can't be read yet", where=path, do="use the safetensors parents")
     return safetensors.open_safetensors(path)

@@ -7,13 +7,14 @@ from typing import Literal
 
 from msgspec import Struct
 
-from chimerakit.anatomy import Anatomy
+from chimerakit.anatomy import BLOCK, Anatomy
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, MIXABLE
 from chimerakit.recipe import shares_at
 from chimerakit.records import Gradient, Input, Kind, Recipe, Role, Rule, Span, Unit
 
 _STORAGES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 _SHOWN = 3
+_NAMED = 12
 _SUM_TOLERANCE = 1e-9
 
 
@@ -60,7 +61,7 @@ def _numbers(spans: Sequence[Span] | None, count: int) -> frozenset[int] | None:
 def select(recipe: Recipe, anatomies: Mapping[str, Anatomy]) -> tuple[list[Draft], list[str]]:
     """Every unit of the base with its rule and inputs, in the base's order; and everything that does not fit."""
     base = anatomies[recipe.base]
-    problems = list(_beyond(recipe, base))
+    problems = [*_tableless(recipe, base), *_beyond(recipe, base)]
     units = {name: anatomy.units() for name, anatomy in anatomies.items()}
     matchers = [_Matcher(rule, base) for rule in recipe.rules]
     taken: dict[int | None, list[Unit]] = {None: []} | {i: [] for i in range(len(recipe.rules))}
@@ -123,7 +124,7 @@ def _draft(
         kind = "mix"
     if kind != "copy":
         for name, source in [*sources.items(), (recipe.base, unit)]:
-            if source.storage not in MIXABLE:
+            if not _is_decodable(source):
                 return (
                     f"{unit.name} in {name!r} is stored as {source.storage}; that can be copied, not mixed or converted"
                 )
@@ -137,6 +138,17 @@ def _draft(
         tensors,
         _if_equal(kind, inputs, _is_stored_alike(first, storage, tensors)),
     )
+
+
+def _is_decodable(unit: Unit) -> bool:
+    """Whether numerics can read a unit; in a family without a table, scales may belong to something else than blocks."""
+    if unit.storage not in FP8_BLOCKS:
+        return unit.storage in MIXABLE
+    return len(unit.shape) == 2 and unit.tensors[1].shape == _blocks(unit.shape)
+
+
+def _blocks(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(-(-side // BLOCK) for side in shape)
 
 
 def _if_equal(kind: Kind, inputs: Sequence[Input], is_stored_alike: bool) -> Literal["copy", "convert"] | None:
@@ -161,8 +173,7 @@ def _output_tensors(unit: Unit, storage: str) -> tuple[tuple[str, str, tuple[int
     if storage == unit.storage:
         return tuple((t.name, t.dtype, t.shape) for t in unit.tensors)
     if storage == FP8_BLOCK:
-        blocks = tuple(-(-side // 128) for side in unit.shape)
-        return (unit.name, "F8_E4M3", unit.shape), (f"{unit.name}_scale_inv", "F32", blocks)
+        return (unit.name, "F8_E4M3", unit.shape), (f"{unit.name}_scale_inv", "F32", _blocks(unit.shape))
     return ((unit.name, storage, unit.shape),)
 
 
@@ -173,6 +184,15 @@ def _is_stored_alike(source: Unit, storage: str, tensors: Sequence[tuple[str, st
 
 
 # --------------------------------------------------------------------------------------- what is wrong
+
+
+def _tableless(recipe: Recipe, base: Anatomy) -> Iterable[str]:
+    """Without a table nothing is known to be convertible, and the config would claim what the weights are not."""
+    if recipe.output.dtype != "keep" and not base.family.tensors:
+        yield (
+            f"output: dtype: {recipe.output.dtype} converts what the model family's table names, and there is none for "
+            f"model_type {base.checkpoint.config.get('model_type', 'not said')}; leave it out"
+        )
 
 
 def _beyond(recipe: Recipe, base: Anatomy) -> Iterable[str]:
@@ -231,6 +251,15 @@ def _objections(unit: Unit, sources: Mapping[str, Unit], anatomies: Mapping[str,
     for name, source in sources.items():
         if (objection := anatomies[name].objection(source)) is not None:
             found.append(f"{name!r}: {objection}")
+        elif unlike := [
+            (mine, theirs)
+            for mine, theirs in zip(unit.tensors[1:], source.tensors[1:], strict=False)
+            if mine.shape != theirs.shape
+        ]:
+            mine, theirs = unlike[0]
+            found.append(
+                f"{mine.name} has another shape in {name!r}: {list(theirs.shape)}, in the base {list(mine.shape)}"
+            )
     return found
 
 
@@ -244,24 +273,44 @@ def _missing(rule: int | None, parent: str, missing: Sequence[Unit], present: Se
 
 
 def _way_out(missing: Sequence[Unit], present: Sequence[Unit], base: str) -> str:
+    """What to write so that the rule takes no more than the parent has; what is offered must plan."""
+    if not present:
+        return "leave the rule out"
     if all(u.role.mtp for u in missing) and not any(u.role.mtp for u in present):
         return "add `mtp: false` to the rule to leave them out"
-    without: dict[str, set[str | int | None]] = {
-        "components": {u.role.component for u in missing},
-        "layers": {u.role.layer for u in missing},
-        "experts": {u.role.expert for u in missing},
+    for selector, words in _words(present).items():
+        if words and words.isdisjoint(_selected_by(missing)[selector]):
+            return f"add `{_say(selector, words)}` to leave them out"
+    for selector, words in _words(missing).items():
+        if words and words.isdisjoint(_selected_by(present)[selector]):
+            return (
+                f"put a rule before it that takes them from the base: `take: {base}`, `{_say(selector, words)}`, "
+                "the rest as in this rule"
+            )
+    names = [u.name for u in missing[:_NAMED]]
+    more = f" and {len(missing) - len(names)} more" if len(missing) > len(names) else ""
+    return f"put a rule before it that takes them from the base: `take: {base}`, `tensors: [{', '.join(names)}]`{more}"
+
+
+def _selected_by(units: Sequence[Unit]) -> dict[str, set[str | int | None]]:
+    return {
+        "components": {u.role.component for u in units},
+        "layers": {u.role.layer for u in units},
+        "experts": {u.role.expert for u in units},
     }
-    have: dict[str, set[str | int | None]] = {
-        "components": {u.role.component for u in present},
-        "layers": {u.role.layer for u in present},
-        "experts": {u.role.expert for u in present},
-    }
-    for selector, there in have.items():
-        if there and not there & without[selector] and None not in there:
-            numbers = [n for n in there if isinstance(n, int)]
-            words = sorted(n for n in there if isinstance(n, str))
-            return f"add `{selector}: [{_ranges(sorted(numbers)) if numbers else ', '.join(words)}]` to leave them out"
-    return f"put a rule before it that takes them from the base: `take: {base}`, `tensors: {missing[0].name}`"
+
+
+def _words(units: Sequence[Unit]) -> dict[str, set[str | int | None]]:
+    """What each selector would have to say to select all these units; nothing where it can't."""
+    found = _selected_by(units)
+    if any(u.role.mtp for u in units):
+        found["layers"] = set()  # it selects main layers only
+    return {selector: set() if None in words else words for selector, words in found.items()}
+
+
+def _say(selector: str, words: set[str | int | None]) -> str:
+    numbers = sorted(w for w in words if isinstance(w, int))
+    return f"{selector}: [{_ranges(numbers) if numbers else ', '.join(sorted(map(str, words)))}]"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

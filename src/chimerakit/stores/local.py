@@ -30,7 +30,8 @@ class Reader:
     def __init__(self, path: Path, signature: tuple[int, int] | None = None):
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # O_NONBLOCK: a pipe in a file's place is refused below, not waited for.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as e:
             raise CheckpointError(f"can't be opened: {e.strerror}", where=path) from e
         try:
@@ -106,6 +107,11 @@ class Readers:
         self._open.clear()
 
 
+def same_bytes(a: memoryview, b: memoryview) -> bool:
+    """Whether two buffers are equal. Comparing memoryviews goes element by element; bytes are compared at once."""
+    return bytes(a) == bytes(b)
+
+
 def read_file(path: Path, limit: int) -> bytes:
     """A whole small file; `limit` keeps a hostile one from filling memory."""
     reader = Reader(path)
@@ -118,7 +124,10 @@ def read_file(path: Path, limit: int) -> bytes:
 
 
 def list_files(root: Path) -> list[tuple[str, int]]:
-    """Names (with folders, relative) and sizes of all regular files under a folder but hidden ones, sorted."""
+    """Names (with folders, relative) and sizes of all regular files under a folder but hidden ones, sorted.
+
+    A name that is no text is refused: it could not be written down in a plan or manifest.
+    """
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -126,6 +135,9 @@ def list_files(root: Path) -> list[tuple[str, int]]:
             path = Path(folder, name)
             if not name.startswith(".") and path.is_file():
                 found.append((path.relative_to(root).as_posix(), path.stat().st_size))
+    for name, _ in found:
+        if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+            raise CheckpointError("holds a file whose name is not UTF-8", where=root, found=name, do="rename the file")
     return sorted(found)
 
 
@@ -148,9 +160,13 @@ class PartFile:
         self.part = path.with_name(path.name + PART)
         try:
             self._fd = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError as e:
+            raise _refuse(self.part, e) from e
+        try:
             if os.fstat(self._fd).st_size != nbytes:
                 os.ftruncate(self._fd, nbytes)
         except OSError as e:
+            os.close(self._fd)
             raise _refuse(self.part, e) from e
 
     def write(self, data: Buffer, start: int) -> None:
@@ -187,7 +203,10 @@ def finish_file(path: Path) -> None:
 def write_file(path: Path, data: bytes) -> None:
     """Write a whole small file: never half, never through a symlink."""
     part = path.with_name(path.name + PART)
-    part.unlink(missing_ok=True)
+    try:
+        part.unlink(missing_ok=True)
+    except OSError as e:
+        raise _refuse(part, e) from e
     file = PartFile(path, len(data))
     try:
         file.write(data, 0)

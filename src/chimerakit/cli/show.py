@@ -1,0 +1,250 @@
+"""Records -> tables on a terminal, or JSON."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from chimerakit.errors import printable
+from chimerakit.plan import peak_memory
+from chimerakit.records import Findings, Plan, RuleSummary
+from chimerakit.runners.local import default_threads
+
+if TYPE_CHECKING:
+    from chimerakit.demo import Demo
+    from chimerakit.merge import Merged
+    from chimerakit.table import Table as ChildTable
+    from chimerakit.table import TableSummary
+
+_SHOWN = 20
+
+
+def print_json(record: object) -> None:
+    """A record on standard output."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(record), indent=2).decode() + "\n")
+
+
+def say_nbytes(number: int) -> str:
+    """Bytes as people say them: decimal, as disks and the hub count."""
+    size, units = float(number), ("B", "kB", "MB", "GB", "TB")
+    for unit in units:
+        if size < 1000 or unit == units[-1]:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def _grid(title: str, *columns: str) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: object) -> None:
+    table.add_row(*(Text(printable(cell)) for cell in cells))
+
+
+# --------------------------------------------------------------------------------------------- plan
+
+
+class PlanView(Struct, frozen=True):
+    """What a person wants to know of a plan."""
+
+    plan: str
+    family: str
+    rules: tuple[RuleSummary, ...]
+    parents: dict[str, dict[str, int]]
+    """Bytes read, and bytes in all."""
+    weight_files: int
+    output_nbytes: int
+    peak_memory: int
+    edits: dict[str, str]
+    """Files that are not copies, and what was changed."""
+    notes: tuple[str, ...]
+
+
+def plan_view(plan: Plan, threads: int | None) -> PlanView:
+    """The view of a plan."""
+    return PlanView(
+        plan=plan.digest,
+        family=plan.family,
+        rules=plan.summaries,
+        parents={n: {"read": plan.reads[n], "in_all": c.nbytes} for n, c in plan.parents.items()},
+        weight_files=len(plan.shards),
+        output_nbytes=plan.output_nbytes,
+        peak_memory=peak_memory(plan, threads or default_threads()),
+        edits={f.name: f.edit for f in plan.files if f.edit is not None},
+        notes=plan.notes,
+    )
+
+
+def print_plan(view: PlanView) -> None:
+    """The plan as tables."""
+    console = Console()
+    rules = _grid(f"Plan {view.plan[:12]} ({view.family})", "rule", "tensors", "bytes", "of which MTP", "how")
+    for rule in view.rules:
+        number = "   " if rule.rule is None else f"{rule.rule + 1}. "
+        how = ", ".join(f"{count} {kind}" for kind, count in rule.kinds.items())
+        _add(
+            rules,
+            number + rule.says,
+            rule.tensors,
+            say_nbytes(rule.nbytes),
+            f"{rule.mtp_tensors}: {say_nbytes(rule.mtp_nbytes)}",
+            how,
+        )
+    console.print(rules)
+    parents = _grid("", "parent", "read", "in all")
+    for name, sizes in view.parents.items():
+        _add(parents, name, say_nbytes(sizes["read"]), say_nbytes(sizes["in_all"]))
+    console.print(parents)
+    print(f"\nchild: {view.weight_files} weight files, {say_nbytes(view.output_nbytes)} on disk")
+    print(f"peak memory: {say_nbytes(view.peak_memory)}")
+    for name, edit in view.edits.items():
+        print(printable(f"edited: {name}: {edit}"))
+    for note in view.notes:
+        print(printable(f"note: {note}"))
+
+
+# -------------------------------------------------------------------------------------------- merge
+
+
+class MergeView(Struct, frozen=True):
+    """What a person wants to know of a merge."""
+
+    child: str
+    plan: str
+    units: dict[str, int]
+    """For each outcome."""
+    jobs_run: int
+    jobs_reused: int
+    nbytes_written: int
+    largest_rms_error: float | None
+    nonfinite: int
+
+
+def merge_view(output: Path, merged: "Merged") -> MergeView:
+    """The view of a merge."""
+    units = merged.manifest.units
+    outcomes = [made.outcome for made in units]
+    return MergeView(
+        child=str(output),
+        plan=merged.manifest.plan,
+        units={o: outcomes.count(o) for o in sorted(set(outcomes))},
+        jobs_run=merged.jobs_run,
+        jobs_reused=merged.jobs_reused,
+        nbytes_written=merged.nbytes_written,
+        largest_rms_error=max((m.rms_error for m in units if m.rms_error is not None), default=None),
+        nonfinite=sum(made.nonfinite for made in units),
+    )
+
+
+def print_merge(view: MergeView) -> None:
+    """The outcome of a merge in a few lines."""
+    units = ", ".join(f"{count} {outcome}" for outcome, count in view.units.items())
+    print(printable(f"{view.child}: {units} units; {say_nbytes(view.nbytes_written)} written"))
+    if view.jobs_reused:
+        print(f"{view.jobs_reused} of {view.jobs_run + view.jobs_reused} jobs had been done before")
+    if view.largest_rms_error is not None:
+        print(f"largest rounding error of a unit: {view.largest_rms_error:.3%} of its RMS")
+    if view.nonfinite:
+        print(f"{view.nonfinite} values are NaN or infinite")
+    print("prove it: chimerakit verify " + printable(view.child) + " --parent NAME=PATH ...")
+
+
+# ------------------------------------------------------------------------------------------- verify
+
+
+def print_findings(findings: Findings) -> None:
+    """What holds, and what does not."""
+    for says, count in findings.passed.items():
+        print(f"{count:>8,}  {says}")
+    for finding in findings.failed[:_SHOWN]:
+        print(printable(f"  FAILED  {finding.subject}: {finding.says}"))
+    if len(findings.failed) > _SHOWN:
+        print(f"          and {len(findings.failed) - _SHOWN} more (--json shows all)")
+    verdict = "holds" if findings.ok else f"does NOT hold: {len(findings.failed)} findings"
+    print(printable(f"{findings.subject}: {verdict} ({say_nbytes(findings.nbytes)} of weights)"))
+
+
+def table_view(table: "ChildTable", *, detail: bool) -> dict[str, object]:
+    """The table as data; with `detail` every unit."""
+    from chimerakit.table import summarize
+
+    return {
+        "parents": table.parents,
+        "codes": table.codes,
+        "is_explained": table.is_explained,
+        "components": summarize(table),
+        "missing": table.missing,
+        "units": table.rows if detail else [row for row in table.rows if row.verdict == "unexplained"],
+    }
+
+
+def print_table(table: "ChildTable", *, detail: bool) -> None:
+    """The table that people printed by hand: for each component, how many units of which pair agree."""
+    from chimerakit.table import summarize
+
+    summaries = summarize(table)
+    what = "codes" if table.codes else "values"
+    print(f"Units whose {what} agree (|a - b| <= 1e-5 + 1e-5 |b|), of all units:")
+    _print_summaries(summaries)
+    if detail:
+        print()
+        _print_summaries(summarize(table, by="expert"))
+    for row in [row for row in table.rows if row.verdict == "unexplained"][:_SHOWN]:
+        print(printable(f"unexplained: {row.unit}: {row.why}"))
+    for parent, names in table.missing.items():
+        if names:
+            print(printable(f"the child lacks {len(names)} units of {parent!r}, such as {names[0]}"))
+
+
+def _print_summaries(summaries: "Sequence[TableSummary]") -> None:
+    pairs = list(summaries[0].close) if summaries else []
+    has_layer = any(s.layer is not None for s in summaries)
+    grid = _grid(
+        "", *(["component", "layer", "expert"] if has_layer else ["component"]), "units", *pairs, "the child is"
+    )
+    for s in summaries:
+        where = [
+            s.component,
+            *(("" if s.layer is None else s.layer, "" if s.expert is None else s.expert) if has_layer else ()),
+        ]
+        verdict = "; ".join(v if count == s.units else f"{v} ({count})" for v, count in s.verdicts.items())
+        _add(grid, *where, s.units, *(f"{count}/{s.units}" for count in s.close.values()), verdict)
+    Console(width=_width()).print(grid)
+
+
+def _width() -> int:
+    """Wide enough for a table even where the terminal says nothing."""
+    try:
+        return max(80, os.get_terminal_size(sys.stdout.fileno()).columns)
+    except OSError:
+        return 120
+
+
+# --------------------------------------------------------------------------------------------- demo
+
+
+def print_demo(demo: "Demo") -> None:
+    """The demo's table, and what it shows."""
+    grid = _grid(
+        f"{demo.num_problems} held-out problems, greedy", "model", "accuracy", "output tokens", "traces", "proven"
+    )
+    for row in demo.rows:
+        m = row.measurement
+        proven = "" if row.proof is None else ("yes" if row.proof.ok else "NO")
+        _add(grid, row.name, f"{m.accuracy:.0%}", f"{m.output_tokens:.1f}", f"{m.trace_share:.0%}", proven)
+    Console(width=_width()).print(grid)
+    print()
+    for line in demo.says:
+        print(printable(line))

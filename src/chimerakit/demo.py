@@ -1,0 +1,130 @@
+"""The tour: merge the tiny trained parents by each recipe of their folder, prove the children, let all answer problems.
+
+FAMILY/v3-like  r1-like  ...    the parents, in BF16 and in FP8
+FAMILY/recipes/*.yaml           one child each, in the order of their names
+FAMILY/problems.jsonl           problems that no parent was trained on
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from chimerakit.errors import CheckpointError
+from chimerakit.evaluate.backends import load_transformers
+from chimerakit.evaluate.measure import Measurement, measure
+from chimerakit.evaluate.problems import Problem, load_problems
+from chimerakit.events import Event, Listener, Said
+from chimerakit.formats import open_checkpoint
+from chimerakit.merge import merge_parents
+from chimerakit.plan import make_plan
+from chimerakit.recipe import load_recipe, locate_parents, say_rule
+from chimerakit.records import Findings, Recipe
+from chimerakit.verify import verify_child
+
+PARENTS = ("v3-like", "r1-like")
+_MAX_NEW_TOKENS = 160
+_BATCH = 100
+
+
+class DemoRow(Struct, frozen=True):
+    """One model of the demo."""
+
+    name: str
+    recipe: str | None
+    """What the child was made by; None for a parent."""
+    proof: Findings | None
+    measurement: Measurement
+
+
+class Demo(Struct, frozen=True):
+    """What the demo did and what it shows."""
+
+    num_problems: int
+    rows: tuple[DemoRow, ...]
+    says: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every child was proven."""
+        return all(row.proof is None or row.proof.ok for row in self.rows)
+
+
+def find_family(path: Path | None) -> Path:
+    """The folder of the tiny family: the one given, or that of the checkout that this package runs from."""
+    places = [path] if path is not None else [Path(__file__).parents[2] / "examples" / "tiny-family"]
+    for place in places:
+        if (place / "problems.jsonl").is_file():
+            return place
+    raise CheckpointError(
+        "the tiny family is not there",
+        where=places[0],
+        expected="problems.jsonl, recipes/ and the parents' folders",
+        do="it is not part of an installed package: clone the repository, and give --family examples/tiny-family",
+    )
+
+
+def run_demo(
+    family: Path, output: Path, *, num_problems: int, threads: int | None, listener: Listener, only: Sequence[str] = ()
+) -> Demo:
+    """Do everything; children go to `output`, one folder each. `only`: names of the models that shall answer, else all."""
+    problems = load_problems(family / "problems.jsonl", num_problems)
+    rows = [
+        _answers(name, None, None, family / name, problems, listener) for name in PARENTS if not only or name in only
+    ]
+    for file in sorted((family / "recipes").glob("*.yaml")):
+        name = file.stem.partition("-")[2]
+        if only and name not in only:
+            continue
+        recipe, paths = locate_parents(load_recipe(file), {}, file.parent)
+        parents = {parent: open_checkpoint(path) for parent, path in paths.items()}
+        merge_parents(make_plan(recipe, parents), output / name, threads=threads, force=True, listener=listener)
+        proof = verify_child(output / name, parents, threads=threads, listener=listener)
+        rows.append(_answers(name, _say(recipe), proof, output / name, problems, listener))
+    return Demo(len(problems), tuple(rows), tuple(_conclusions(rows)))
+
+
+def _say(recipe: Recipe) -> str:
+    return "; ".join(say_rule(rule) for rule in recipe.rules)
+
+
+def _answers(
+    name: str,
+    recipe: str | None,
+    proof: Findings | None,
+    path: Path,
+    problems: Sequence[Problem],
+    listener: Listener,
+) -> DemoRow:
+    backend = load_transformers(path, max_new_tokens=_MAX_NEW_TOKENS)
+    measurement = measure(name, backend, problems, batch=_BATCH, listener=listener)
+    row = DemoRow(name, recipe, proof, measurement)
+    listener(_line(row))
+    return row
+
+
+def _line(row: DemoRow) -> Event:
+    m = row.measurement
+    proven = "" if row.proof is None else (", proven" if row.proof.ok else ", NOT proven")
+    return Said(
+        f"{row.name}: {m.accuracy:.0%} right, {m.output_tokens:.1f} tokens, {m.trace_share:.0%} with a trace{proven}"
+    )
+
+
+def _conclusions(rows: Sequence[DemoRow]) -> list[str]:
+    """What the numbers say, made of the numbers."""
+    by_name = {row.name: row.measurement for row in rows}
+    said = []
+    tensors = sum(sum(row.proof.passed.values()) for row in rows if row.proof is not None and row.proof.ok)
+    children = [row for row in rows if row.proof is not None]
+    proven = [row for row in children if row.proof is not None and row.proof.ok]
+    said.append(f"{len(proven)} of {len(children)} children are proven against their parents ({tensors:,} statements).")
+    if (r1 := by_name.get("r1-like")) is not None:
+        for row in children:
+            m = row.measurement
+            tokens = m.output_tokens / r1.output_tokens - 1 if r1.output_tokens else 0.0
+            said.append(
+                f"{row.name}: {tokens:+.0%} output tokens and {100 * (m.accuracy - r1.accuracy):+.0f} points of accuracy "
+                f"against r1-like; traces in {m.trace_share:.0%} of the answers."
+            )
+    return said

@@ -1,0 +1,141 @@
+"""One reading pass over the units of any number of checkpoints, as jobs: what verifying, explaining and comparing share.
+
+A side is one checkpoint of the scan, under a name. What is asked of a unit is a function of its sides' bytes; this
+module cuts the work into jobs, reads, and knows the two cheapest questions: digests, and which sides are byte-equal.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import TypeVar
+
+from msgspec import Struct
+
+from chimerakit.events import Listener
+from chimerakit.execute import Inputs, Report
+from chimerakit.records import Checkpoint, Input, Role, Tensor, Unit
+from chimerakit.runners.local import default_threads
+from chimerakit.runners.watched import run_watched
+from chimerakit.stores.digest import Hasher
+from chimerakit.stores.local import CHUNK, same_bytes
+
+R = TypeVar("R")
+Pair = tuple[str, str]
+
+SEGMENT_NBYTES = 256 << 20
+
+
+class ScanUnit(Struct, frozen=True):
+    """One unit as every side that has it stores it."""
+
+    name: str
+    role: Role
+    sides: dict[str, Input]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on all sides."""
+        return sum(t.nbytes for side in self.sides.values() for t in side.tensors)
+
+
+class ScanJob(Struct, frozen=True):
+    """Consecutive units, and where their bytes lie."""
+
+    id: int
+    roots: dict[str, str]
+    signatures: dict[str, dict[str, tuple[int, int]]]
+    units: tuple[ScanUnit, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to be read."""
+        return sum(unit.nbytes for unit in self.units)
+
+
+def scan_units(units: Mapping[str, Mapping[str, Unit]]) -> list[ScanUnit]:
+    """Units of several checkpoints by name, in the order of the first that has them."""
+    names = dict.fromkeys(name for side in units.values() for name in side)
+    found = []
+    for name in names:
+        sides = {side: own[name] for side, own in units.items() if name in own}
+        role = next(iter(sides.values())).role
+        found.append(ScanUnit(name, role, {s: Input(s, 1.0, u.storage, u.tensors) for s, u in sides.items()}))
+    return found
+
+
+def cut_jobs(
+    sides: Mapping[str, Checkpoint], units: Sequence[ScanUnit], *, segment_nbytes: int = SEGMENT_NBYTES
+) -> list[ScanJob]:
+    """Jobs of a size worth telling about."""
+    groups: list[list[ScanUnit]] = []
+    size = segment_nbytes
+    for unit in units:
+        if size + unit.nbytes > segment_nbytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(unit)
+        size += unit.nbytes
+    roots = {name: c.root for name, c in sides.items()}
+    signatures = {name: {s.name: (s.nbytes, s.mtime_ns) for s in c.shards} for name, c in sides.items()}
+    return [ScanJob(number, roots, signatures, tuple(group)) for number, group in enumerate(groups)]
+
+
+def scan(
+    work: str,
+    ask: Callable[[ScanUnit, Inputs, Report], R],
+    sides: Mapping[str, Checkpoint],
+    units: Sequence[ScanUnit],
+    *,
+    threads: int | None,
+    listener: Listener,
+) -> Iterator[tuple[ScanUnit, R]]:
+    """Every unit with what `ask` says of it, in the order of completion."""
+
+    def run(job: ScanJob, report: Report) -> list[tuple[ScanUnit, R]]:
+        with Inputs(job.roots, job.signatures) as inputs:
+            return [(unit, ask(unit, inputs, report)) for unit in job.units]
+
+    jobs = cut_jobs(sides, units)
+    for answers in run_watched(work, run, jobs, threads=threads or default_threads(), listener=listener):
+        yield from answers
+
+
+def digest_side(side: str) -> Callable[[ScanUnit, Inputs, Report], dict[str, str]]:
+    """The question: xxh3-128 of each tensor of one side."""
+
+    def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> dict[str, str]:
+        return {t.name: digest_tensor(side, t, inputs, report) for t in unit.sides[side].tensors}
+
+    return ask
+
+
+def digest_tensor(side: str, tensor: Tensor, inputs: Inputs, report: Report) -> str:
+    """xxh3-128 of the bytes of a tensor."""
+    hasher, buffer = Hasher(), memoryview(bytearray(min(CHUNK, tensor.nbytes)))
+    for piece in inputs.reader(side, tensor.file).chunks(tensor.start, tensor.nbytes, buffer):
+        hasher.update(piece)
+        report(len(piece))
+    return hasher.xxh3
+
+
+def equal_pairs(unit: ScanUnit, inputs: Inputs, report: Report) -> set[Pair]:
+    """The question: which pairs of sides have the same bytes. Reads a side no further than somebody may be equal to it."""
+    open_pairs = {
+        pair for pair in combinations(unit.sides, 2) if _layout(unit.sides[pair[0]]) == _layout(unit.sides[pair[1]])
+    }
+    size = min(CHUNK, max(t.nbytes for side in unit.sides.values() for t in side.tensors))
+    buffers = {side: memoryview(bytearray(size)) for side in unit.sides}
+    for number, tensor in enumerate(next(iter(unit.sides.values())).tensors):
+        for done in range(0, tensor.nbytes, CHUNK):
+            size = min(CHUNK, tensor.nbytes - done)
+            pieces = {}
+            for side in {side for pair in open_pairs for side in pair}:
+                there = unit.sides[side].tensors[number]
+                pieces[side] = buffers[side][:size]
+                inputs.reader(side, there.file).read_into(pieces[side], there.start + done)
+            open_pairs = {(a, b) for a, b in open_pairs if same_bytes(pieces[a], pieces[b])}
+    report(unit.nbytes)
+    return open_pairs
+
+
+def _layout(side: Input) -> list[tuple[str, tuple[int, ...]]]:
+    return [(t.dtype, t.shape) for t in side.tensors]
