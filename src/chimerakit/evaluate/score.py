@@ -1,5 +1,7 @@
 """One answer -> what it shows. Pure functions of text."""
 
+import re
+
 from msgspec import Struct
 
 from chimerakit.evaluate.problems import Problem
@@ -33,13 +35,13 @@ class Answer(Struct, frozen=True):
 
 
 def score(problem: Problem, generated: Generated) -> Answer:
-    """Right if what follows the last trace, or all of it where there is none, is the problem's answer."""
+    """Right if the model ended by itself and the last whole number outside of its traces is the problem's answer."""
     has_trace = OPEN in generated.text
     is_closed = generated.text.count(CLOSE) >= generated.text.count(OPEN)
-    said = generated.text.rpartition(CLOSE)[2].strip()
+    numbers = re.findall(r"-?\d+", generated.text.rpartition(CLOSE)[2])
     return Answer(
         problem=problem.id,
-        is_correct=generated.is_ended and is_closed and said == problem.answer,
+        is_correct=generated.is_ended and is_closed and numbers[-1:] == [problem.answer],
         output_tokens=generated.num_tokens,
         has_trace=has_trace,
         is_closed=is_closed,
