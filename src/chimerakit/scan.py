@@ -118,24 +118,28 @@ def digest_tensor(side: str, tensor: Tensor, inputs: Inputs, report: Report) -> 
 
 
 def equal_pairs(unit: ScanUnit, inputs: Inputs, report: Report) -> set[Pair]:
-    """The question: which pairs of sides have the same bytes. Reads a side no further than somebody may be equal to it."""
-    open_pairs = {
-        pair for pair in combinations(unit.sides, 2) if _layout(unit.sides[pair[0]]) == _layout(unit.sides[pair[1]])
-    }
-    size = min(CHUNK, max(t.nbytes for side in unit.sides.values() for t in side.tensors))
-    buffers = {side: memoryview(bytearray(size)) for side in unit.sides}
-    for number, tensor in enumerate(next(iter(unit.sides.values())).tensors):
-        for done in range(0, tensor.nbytes, CHUNK):
-            size = min(CHUNK, tensor.nbytes - done)
-            pieces = {}
-            for side in {side for pair in open_pairs for side in pair}:
-                there = unit.sides[side].tensors[number]
-                pieces[side] = buffers[side][:size]
-                inputs.reader(side, there.file).read_into(pieces[side], there.start + done)
-            open_pairs = {(a, b) for a, b in open_pairs if same_bytes(pieces[a], pieces[b])}
+    """The question: which pairs of sides have the same bytes. Reads a side no further than it may be somebody's equal."""
+    alike: dict[tuple[tuple[str, tuple[int, ...]], ...], list[str]] = {}
+    for name, side in unit.sides.items():
+        alike.setdefault(tuple((t.dtype, t.shape) for t in side.tensors), []).append(name)
+    found: set[Pair] = set()
+    for names in alike.values():
+        found |= _equal_among({name: unit.sides[name] for name in names}, inputs)
     report(unit.nbytes)
-    return open_pairs
+    return found
 
 
-def _layout(side: Input) -> list[tuple[str, tuple[int, ...]]]:
-    return [(t.dtype, t.shape) for t in side.tensors]
+def _equal_among(sides: Mapping[str, Input], inputs: Inputs) -> set[Pair]:
+    """The pairs with the same bytes among sides whose tensors have the same dtypes and shapes."""
+    pairs = set(combinations(sides, 2))
+    tensors = next(iter(sides.values())).tensors
+    most = min(CHUNK, max(t.nbytes for t in tensors))
+    buffers = {name: memoryview(bytearray(most)) for name in sides}
+    for number, tensor in enumerate(tensors):
+        for done in range(0, tensor.nbytes, CHUNK):
+            pieces = {name: buffers[name][: tensor.nbytes - done] for pair in pairs for name in pair}
+            for name, piece in pieces.items():
+                there = sides[name].tensors[number]
+                inputs.reader(name, there.file).read_into(piece, there.start + done)
+            pairs = {(a, b) for a, b in pairs if same_bytes(pieces[a], pieces[b])}
+    return pairs

@@ -24,7 +24,8 @@ def load_transformers(path: Path, *, max_new_tokens: int) -> Backend:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    # FP8 weights come dequantised to bfloat16, whatever dtype is asked for.
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).float().eval()
 
     def answer(questions: Sequence[str]) -> list[Generated]:
         chats = [[{"role": "user", "content": question}] for question in questions]
