@@ -52,8 +52,8 @@ class PlanError(ChimerakitError):
     def __init__(self, problems: Sequence[str]):
         self.problems = tuple(printable(p) for p in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        listed = "\n".join(f"  {i}. {p}" for i, p in enumerate(self.problems, 1))
-        super().__init__(f"this can't be merged: {count}\n{listed}")
+        super().__init__(f"this can't be merged: {count}")
+        self.args = ("\n".join([str(self), *(f"  {i}. {p}" for i, p in enumerate(self.problems, 1))]),)
 
 
 class CheckpointError(ChimerakitError):

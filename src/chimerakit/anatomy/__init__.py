@@ -83,7 +83,9 @@ def load_family(text: str) -> Family:
 def families() -> dict[str, Family]:
     """Every family that has a table, by model_type."""
     tables = [
-        load_family(f.read_text()) for f in files(__package__).joinpath("families").iterdir() if f.name != "README"
+        load_family(f.read_text("utf-8"))
+        for f in files(__package__).joinpath("families").iterdir()
+        if f.name != "README"
     ]
     return {model_type: family for family in tables for model_type in family.model_types}
 
