@@ -42,12 +42,14 @@ def load_recipe(path: Path | str) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise RecipeError("there is no such recipe", where=path)
+    if (nbytes := path.stat().st_size) > _MAX_TEXT:
+        raise RecipeError("is too long for a recipe", where=path, found=f"{nbytes} bytes")
     try:
         text = read_file(path, _MAX_TEXT).decode("utf-8")
     except UnicodeDecodeError as e:
         raise RecipeError(f"is not UTF-8 text (byte {e.start})", where=path) from e
     except CheckpointError as e:
-        raise RecipeError(f"the recipe can't be used: {e}") from e
+        raise RecipeError(str(e).splitlines()[0]) from e
     return parse_recipe(text, where=path)
 
 
@@ -129,7 +131,7 @@ def _yaml(text: str, where: object) -> Any:
             f"is not a valid recipe text: {e.problem or e.context}", where=f"{where}{line}", do=hint
         ) from e
     except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise RecipeError(f"is not a valid recipe text: {e}", where=where) from e
+        raise RecipeError(f"is not a valid recipe text: {' '.join(str(e).split())}", where=where) from e
 
 
 # -------------------------------------------------------------------------------------- data -> Recipe

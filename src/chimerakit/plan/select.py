@@ -98,7 +98,7 @@ def select(recipe: Recipe, anatomies: Mapping[str, Anatomy]) -> tuple[list[Draft
             complaints.append(draft)
         else:
             drafts.append(draft)
-    for (rule, name), units_missing in missing.items():
+    for (rule, name), units_missing in sorted(missing.items(), key=lambda found: found[0]):
         names = {u.name for u in units_missing}
         present = [u for u in taken[rule] if u.name not in names]
         problems.append(_missing(rule, name, units_missing, present, recipe.base))
@@ -198,23 +198,28 @@ def _tableless(recipe: Recipe, base: Anatomy) -> Iterable[str]:
 def _beyond(recipe: Recipe, base: Anatomy) -> Iterable[str]:
     """Layers and experts that the model does not have."""
     for number, rule in enumerate(recipe.rules, 1):
-        for word, spans, count in (("layer", rule.layers, base.num_layers), ("expert", rule.experts, base.num_experts)):
-            for span in spans or ():
-                numbers = span.within(count)
-                if numbers.start < 0 or numbers.stop > count:
-                    hint = "; MTP layers are selected with mtp: true" if word == "layer" else ""
-                    yield (
-                        f"rule {number}: {word}s: {span} is beyond the model: "
-                        + (f"{word}s are 0-{count - 1}" if count else f"it has no {word}s")
-                        + hint
-                    )
+        for word, span, count in _spans_beyond(rule, base):
+            hint = "; MTP layers are selected with mtp: true" if word == "layer" else ""
+            yield (
+                f"rule {number}: {word}s: {span} is beyond the model: "
+                + (f"{word}s are 0-{count - 1}" if count else f"it has no {word}s")
+                + hint
+            )
+
+
+def _spans_beyond(rule: Rule, base: Anatomy) -> Iterable[tuple[str, Span, int]]:
+    for word, spans, count in (("layer", rule.layers, base.num_layers), ("expert", rule.experts, base.num_experts)):
+        for span in spans or ():
+            numbers = span.within(count)
+            if numbers.start < 0 or numbers.stop > count:
+                yield word, span, count
 
 
 def _empty(
     recipe: Recipe, matchers: Sequence[_Matcher], taken: Mapping[int | None, Sequence[Unit]], base: Anatomy
 ) -> Iterable[str]:
     for i, (rule, matcher) in enumerate(zip(recipe.rules, matchers, strict=True)):
-        if taken[i]:
+        if taken[i] or any(_spans_beyond(rule, base)):
             continue
         if matcher.num_matches:
             yield f"rule {i + 1} takes nothing: earlier rules take all {matcher.num_matches} units that it matches"

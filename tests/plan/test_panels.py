@@ -1,0 +1,51 @@
+"""How a matrix is cut into panels."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chimerakit.plan.panels import BLOCKED_COLS, FLAT_WEIGHTS, cut
+
+SIDES = st.integers(1, 300) | st.sampled_from([128, 256, 576])
+
+
+@given(SIDES, SIDES)
+def test_blocked_panels_cover_once(rows: int, cols: int) -> None:
+    """Panels of blocks cover a matrix once, begin at block bounds, and are one block high at most."""
+    seen = np.zeros((rows, cols), int)
+    for panel in cut((rows, cols), is_blocked=True).panels():
+        seen[panel.row : panel.row + panel.rows, panel.col : panel.col + panel.cols] += 1
+        assert (panel.row % 128, panel.col % 128) == (0, 0)
+        assert panel.rows <= 128
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_blocked", "count", "is_in_order"),
+    [
+        ((), False, 1, True),
+        ((0, 5), False, 0, True),
+        ((3, 5, 7), False, 1, True),
+        ((FLAT_WEIGHTS,), False, 1, True),
+        ((FLAT_WEIGHTS, 2), False, 2, True),
+        ((FLAT_WEIGHTS + 1,), False, 2, True),
+        ((129280, 7168), False, 884, True),  # DeepSeek's embedding
+        ((576, 7168), True, 5, True),
+        ((200, BLOCKED_COLS), True, 2, True),
+        ((200, BLOCKED_COLS + 1), True, 4, False),
+    ],
+)
+def test_number_of_panels(shape: tuple[int, ...], is_blocked: bool, count: int, is_in_order: bool) -> None:
+    """Panels have a bounded size whatever the tensor, come in storage order unless blocks are very wide, and cover all weights."""
+    whole = cut(shape, is_blocked=is_blocked)
+    panels = list(whole.panels())
+    assert len(panels) == count
+    assert whole.is_in_order == is_in_order
+    assert sum(p.rows * p.cols for p in panels) == int(np.prod(shape))
+    assert all(p.rows * p.cols <= max(FLAT_WEIGHTS, 128 * BLOCKED_COLS) for p in panels)
+    if is_in_order:
+        ends = [(p.row * whole.cols + p.col, p.rows * p.cols) for p in panels]
+        assert all(start + size == following for (start, size), (following, _) in itertools.pairwise(ends))
