@@ -231,10 +231,21 @@ def test_the_storage_of_a_unit(weight: str, scale: str | None, scale_fmt: str | 
     assert is_mixable(unit) == (storage in ("BF16", "FP8_BLOCK", "FP8_BLOCK_UE8M0"))
 
 
+def test_unknown_names_keep_their_layer_and_the_mtp_mark() -> None:
+    """A name that the table lacks is `other`, but in the layer that its prefix says, so that `mtp` and `layers` see it."""
+    anatomy = anatomy_of({})
+    num_layers = anatomy.num_layers
+    assert anatomy.role("model.layers.2.new_thing.weight") == Role("other", 2, known=False)
+    assert anatomy.role(f"model.layers.{num_layers}.new_thing.weight") == Role(
+        "other", num_layers, mtp=True, known=False
+    )
+    assert anatomy.role("new.layers.2.thing") == Role("other", known=False)
+
+
 def test_a_scale_without_its_weight_is_kept() -> None:
     """A scale whose weight is not there is a unit of its own, of an unknown name."""
     unit = anatomy_of({SCALE: ("F32", (1, 1))}).units()[SCALE]
-    assert (len(unit.tensors), unit.role) == (1, Role("other", known=False))
+    assert (len(unit.tensors), unit.role) == (1, Role("other", layer=7, known=False))
 
 
 @pytest.mark.parametrize("length", [2, 3, 4, 5])
@@ -407,7 +418,7 @@ QWEN_ROLES = {
         "routed_experts", 23, 127, "up_proj", convertible=True, fp8=True
     ),
     "model.layers.3.mlp.experts.128.up_proj.weight": Role("other", 3, known=False),
-    "model.layers.3.mlp.gate.e_score_correction_bias": Role("other", known=False),
+    "model.layers.3.mlp.gate.e_score_correction_bias": Role("other", 3, known=False),
 }
 
 

@@ -104,6 +104,8 @@ class Anatomy:
         self.num_layers = self._count(self.family.layers)
         self.num_experts = self._count(self.family.experts)
         self._patterns = self.family.patterns()
+        heads = {pattern.split("#")[0] for pattern, (_, kinds, _) in self._patterns.items() if kinds[:1] == ("layer",)}
+        self._layer = re.compile(f"(?:{'|'.join(map(re.escape, sorted(heads)))})(\\d{{1,9}})\\.") if heads else None
 
     def _count(self, key: str) -> int:
         found = config_meaning(self.family, self.checkpoint.config).get(key, 0)
@@ -117,12 +119,12 @@ class Anatomy:
         """What the tensor of this name is."""
         pattern = self._patterns.get(_NUMBER.sub("#", name))
         if pattern is None or "#" in name:
-            return Role("other", known=False)
+            return self._unknown(name)
         line, kinds, projection = pattern
         numbers = dict(zip(kinds, map(int, _NUMBER.findall(name)), strict=True))
         layer, expert = numbers.get("layer"), numbers.get("expert")
         if expert is not None and expert >= self.num_experts:
-            return Role("other", layer=layer, known=False)
+            return self._unknown(name)
         return Role(
             line.component,
             layer=layer,
@@ -132,6 +134,12 @@ class Anatomy:
             convertible=line.convertible,
             fp8=line.fp8,
         )
+
+    def _unknown(self, name: str) -> Role:
+        """A name that the table does not have is `other`; a layer's prefix still says which layer it is in."""
+        found = self._layer.match(name) if self._layer is not None else None
+        layer = None if found is None else int(found[1])
+        return Role("other", layer=layer, mtp=layer is not None and layer >= self.num_layers, known=False)
 
     def units(self) -> dict[str, Unit]:
         """Every tensor of the checkpoint, each in one unit, by the name of the unit's weight."""

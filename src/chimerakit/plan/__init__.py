@@ -21,7 +21,7 @@ from chimerakit.plan.files import plan_files
 from chimerakit.plan.layout import Layout, cut_segments, place
 from chimerakit.plan.panels import BLOCKED_COLS, FLAT_WEIGHTS
 from chimerakit.plan.select import Draft, select
-from chimerakit.recipe import recipe_to_data, say_rule
+from chimerakit.recipe import recipe_to_data, say_rule, without_places
 from chimerakit.records import Checkpoint, Input, Job, Plan, Recipe, Row, RuleSummary
 from chimerakit.stores.digest import digest_of
 
@@ -43,6 +43,7 @@ def make_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], *, segment_nbyt
         raise PlanError(
             [f"the recipe's parents are {', '.join(recipe.parents)}; given: {', '.join(parents) or 'none'}"]
         )
+    recipe = without_places(recipe)
     anatomies = {name: Anatomy(parents[name]) for name in recipe.parents}
     if problems := list(_disagreements(recipe.base, anatomies)):
         raise PlanError(problems)
@@ -132,7 +133,12 @@ def _disagreements(base: str, anatomies: Mapping[str, Anatomy]) -> list[str]:
             found.append(f"{name!r} is of another architecture than the base: model_type {types[1]}, not {types[0]}")
             continue
         theirs = config_meaning(own.family, anatomy.checkpoint.config)
-        if unlike := [f"{k}: {theirs[k]!r}, not {meaning[k]!r}" for k in meaning if theirs[k] != meaning[k]]:
+        unlike = [
+            f"{key}: {theirs[key]!r}, not {value!r}"
+            for key, value in meaning.items()
+            if theirs[key] != value and repr(theirs[key]) != repr(value)  # 1 is 1.0, and NaN is NaN
+        ]
+        if unlike:
             found.append(
                 f"{name!r} has config values that give tensors another meaning than the base's: " + "; ".join(unlike)
             )

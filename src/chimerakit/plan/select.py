@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -58,50 +58,65 @@ def _numbers(spans: Sequence[Span] | None, count: int) -> frozenset[int] | None:
     return None if spans is None else frozenset(n for span in spans for n in span.within(count))
 
 
+class _Claims(NamedTuple):
+    """Which rule takes which unit of the base."""
+
+    of_rule: dict[int | None, list[Unit]]
+    in_order: list[tuple[int | None, Unit]]
+
+
 def select(recipe: Recipe, anatomies: Mapping[str, Anatomy]) -> tuple[list[Draft], list[str]]:
     """Every unit of the base with its rule and inputs, in the base's order; and everything that does not fit."""
     base = anatomies[recipe.base]
-    problems = [*_tableless(recipe, base), *_beyond(recipe, base)]
     units = {name: anatomy.units() for name, anatomy in anatomies.items()}
     matchers = [_Matcher(rule, base) for rule in recipe.rules]
-    taken: dict[int | None, list[Unit]] = {None: []} | {i: [] for i in range(len(recipe.rules))}
-    claims: list[tuple[int | None, Unit]] = []
-    for name, unit in units[recipe.base].items():
+    claims = _claim(units[recipe.base], matchers)
+    problems = [
+        *_tableless(recipe, base),
+        *_beyond(recipe, base),
+        *_empty(recipe, matchers, claims.of_rule, base),
+        *_layerless(recipe, claims.of_rule),
+    ]
+    return ([], problems) if problems else _drafts(recipe, anatomies, units, claims)
+
+
+def _claim(units: Mapping[str, Unit], matchers: Sequence[_Matcher]) -> _Claims:
+    """The first rule that matches takes a unit; every rule counts what it matches."""
+    claims = _Claims({None: []} | {i: [] for i in range(len(matchers))}, [])
+    for name, unit in units.items():
         matching = [i for i, matches in enumerate(matchers) if matches(name, unit.role)]
         rule = matching[0] if matching else None
-        taken[rule].append(unit)
-        claims.append((rule, unit))
-    problems += _empty(recipe, matchers, taken, base)
-    problems += _layerless(recipe, taken)
-    if problems:
-        return [], problems
+        claims.of_rule[rule].append(unit)
+        claims.in_order.append((rule, unit))
+    return claims
 
-    missing: dict[tuple[int, str], list[Unit]] = defaultdict(list)
-    drafts = []
-    complaints = []
-    for rule, unit in claims:
+
+def _drafts(
+    recipe: Recipe, anatomies: Mapping[str, Anatomy], units: Mapping[str, Mapping[str, Unit]], claims: _Claims
+) -> tuple[list[Draft], list[str]]:
+    """A draft for every claim, or what is wrong with its sources."""
+    num_layers = anatomies[recipe.base].num_layers
+    missing: dict[tuple[int, str], dict[str, Unit]] = defaultdict(dict)
+    drafts: list[Draft] = []
+    complaints: list[str] = []
+    for rule, unit in claims.in_order:
         parts = {recipe.base: 1.0}
         if rule is not None:
-            parts = shares_at(recipe.rules[rule], recipe, unit.role.layer, base.num_layers)
-        sources = {name: units[name].get(unit.name) for name in parts}
-        for name in sources:
-            if sources[name] is None and rule is not None:
-                missing[rule, name].append(unit)
-        found = {name: source for name, source in sources.items() if source is not None}
-        if len(found) < len(sources):
-            continue
-        if objections := _objections(unit, found, anatomies):
+            parts = shares_at(recipe.rules[rule], recipe, unit.role.layer, num_layers)
+        sources = {name: units[name][unit.name] for name in parts if unit.name in units[name]}
+        if rule is not None and len(sources) < len(parts):
+            for name in parts.keys() - sources.keys():
+                missing[rule, name][unit.name] = unit
+        elif objections := _objections(unit, sources, anatomies):
             complaints += objections
-            continue
-        draft = _draft(recipe, unit, rule, parts, found)
-        if isinstance(draft, str):
+        elif isinstance(draft := _draft(recipe, unit, rule, parts, sources), str):
             complaints.append(draft)
         else:
             drafts.append(draft)
-    for (rule, name), units_missing in sorted(missing.items(), key=lambda found: found[0]):
-        names = {u.name for u in units_missing}
-        present = [u for u in taken[rule] if u.name not in names]
-        problems.append(_missing(rule, name, units_missing, present, recipe.base))
+    problems = []
+    for (rule, name), lacking in sorted(missing.items(), key=lambda found: found[0]):
+        present = [unit for unit in claims.of_rule[rule] if unit.name not in lacking]
+        problems.append(_missing(rule, name, list(lacking.values()), present, recipe.base))
     return drafts, problems + _few(complaints)
 
 
