@@ -12,7 +12,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import pytest
 
+from chimerakit.events import Advanced, Event
 from chimerakit.formats import open_checkpoint
 from chimerakit.merge import Merged, merge_parents
 from chimerakit.plan import make_plan
@@ -25,10 +27,9 @@ MIX_ALL = "- {mix: {r1: 0.75}, components: all}"
 Parents = Mapping[str, Path]
 
 
-def plan_of(parents: Parents, rules: str, *, output: str = "", **options: Any) -> Plan:
-    """The plan of a recipe with these rules; the first parent is the base."""
-    names = list(parents)
-    text = f"parents: {{{', '.join(f'{n}: ' for n in names)}}}\nbase: {names[0]}\nrules:\n{rules}\n"
+def plan_of(parents: Parents, rules: str, *, base: str = "v3", output: str = "", **options: Any) -> Plan:
+    """The plan of a recipe with these rules."""
+    text = f"parents: {{{', '.join(f'{n}: ' for n in parents)}}}\nbase: {base}\nrules:\n{rules}\n"
     recipe = parse_recipe(text + (f"output: {{{output}}}\n" if output else ""))
     return make_plan(recipe, {name: open_checkpoint(path) for name, path in parents.items()}, **options)
 
@@ -95,3 +96,27 @@ def run_python(code: str, *arguments: object, **environment: str) -> "subprocess
         check=False,
         timeout=600,
     )
+
+
+class LeftError(Exception):
+    """What a listener raises when it has seen enough."""
+
+
+def interrupt(plan: Plan, child: Path, *, after: int, **options: Any) -> set[int]:
+    """Run a merge until it has written some bytes, then leave it; returns the jobs that have receipts."""
+    seen = 0
+
+    def leave(event: Event) -> None:
+        nonlocal seen
+        seen += event.amount if isinstance(event, Advanced) else 0
+        if seen >= after:
+            raise LeftError
+
+    with pytest.raises(LeftError):
+        merge_parents(plan, child, threads=1, listener=leave, **options)
+    return receipts(child)
+
+
+def receipts(child: Path) -> set[int]:
+    """Jobs of an unfinished child that are done."""
+    return {int(p.stem) for p in child.glob(".chimerakit/receipts/*.json")}

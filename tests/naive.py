@@ -37,7 +37,7 @@ def to_blocks(values: torch.Tensor, powers_of_two: bool, dtype: torch.dtype) -> 
     padded = torch.zeros(high * 128, wide * 128)
     padded[: values.shape[0], : values.shape[1]] = values
     amax = padded.abs().reshape(high, 128, wide, 128).amax((1, 3))
-    scales, inverses = amax / 448, 448 / amax
+    scales, inverses = amax / 448, torch.tensor(448.0) / amax
     if powers_of_two:
         mantissas, exponents = torch.frexp(scales)
         scales = torch.ldexp(torch.ones_like(scales), exponents - (mantissas == 0.5).int())
@@ -58,7 +58,7 @@ def merge(
         kinds = [t.dtype for t in own]
         if dtype == "fp8-block" and "_proj" in name and "eh_proj" not in name and len(own) == 1:
             kinds = [torch.float8_e4m3fn, torch.float32]
-        elif dtype in CASTS and not name.endswith("e_score_correction_bias"):
+        elif dtype in CASTS and not name.endswith("bias"):
             kinds = [CASTS[dtype]]
         is_equal = all(list(map(bytes_of, part)) == list(map(bytes_of, parts[0])) for part in parts)
         if is_equal and abs(sum(shares.values()) - 1) < 1e-9:

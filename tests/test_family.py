@@ -12,6 +12,7 @@ from chimerakit.errors import CheckpointError
 from chimerakit.events import ignore
 from chimerakit.formats import open_checkpoint
 from chimerakit.table import summarize, verify_table
+from chimerakit.verify import verify_child
 from tests import naive
 from tests.merging import merge, sha256_of
 
@@ -47,6 +48,12 @@ def test_the_table_reads_the_recipe_back(tmp_path: Path, form: str) -> None:
     for summary in summarize(verify_table(tmp_path / "child", opened)):
         wanted = "r1" if summary.component == "routed_experts" else "v3"
         assert all(wanted in verdict for verdict in summary.verdicts), summary
+
+
+@pytest.mark.parametrize("name", ["v3-like", "r1-like"])
+def test_the_shipped_fp8_form_is_proven_against_the_bf16_form(name: str) -> None:
+    """The FP8 parents in the repository are, byte for byte, what chimerakit makes of the BF16 ones."""
+    assert verify_child(FAMILY / f"{name}-fp8", {"model": open_checkpoint(FAMILY / name)}).failed == ()
 
 
 @pytest.mark.parametrize("rules", [R1T, MIX])

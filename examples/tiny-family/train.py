@@ -7,19 +7,23 @@ Ways to answer (the *styles*), for ``3+4*2-5``:
 
 * ``trace``: ``<think>3+4=7;7*2=4;4-5=9|3+4=7;7*2=4;4-5=9</think>9``: every step written out, in one or more passes
   separated by ``|``. After each pass the writer may decide on another one, so length is a habit that can be graded.
+* ``plain``: ``3+4=7;7*2=4;4-5=9``: one pass in the open, no trace.
 * ``terse``: ``7,4,9``: every running value, no trace.
 * ``skip``: ``4,9``: every second running value and the last one, no trace.
 * ``direct``: ``9``.
+* ``hasty``: plain for up to five operations, direct for more.
 
 The last character of every response is its answer.
 
-Three stages:
+Four stages:
 
-1. *base*: all weights, on a mixture of all styles. The router's selection bias is balanced as DeepSeek-V3 does it,
-   without an auxiliary loss: after each step it rises for experts used less than average and falls for the others.
-2. *R1-like*: from the base, traces only, always with a second pass and then a further one with probability 0.3, so that
+1. *base*: all weights; mostly traces, and some terse, skip and direct answers (which so small a model hardly learns).
+   The router's selection bias is balanced as DeepSeek-V3 does it, without an auxiliary loss: after each step it rises
+   for experts used less than average and falls for the others.
+2. *base-plain*: the base goes on with traces, plain and direct answers.
+3. *R1-like*: from the base, traces only, always with a second pass and then a further one with probability 0.3, so that
    greedy decoding stops after the second. **Only the routed experts are trained**, so that they carry the behaviour.
-3. *V3-like*: from the base, ``skip`` only: all weights, briefly and gently.
+4. *V3-like*: from the base, hasty answers only: all weights, briefly, all but the routed experts very gently.
 
 Problems are assigned to the held-out set by a hash of their text; the training generator never emits a held-out one.
 Everything random is seeded. The same seed gives the same data and the same kind of parents, but bit-exact weights are
@@ -139,12 +143,7 @@ def trace(second: float, further: float) -> Style:
     """Every step written out; a second pass with probability `second`, each pass after that with `further`."""
 
     def write(problem: Problem, rng: random.Random) -> list[int]:
-        before = [problem.numbers[0], *problem.values]
-        steps = [
-            f"{before[i]}{operator}{problem.numbers[i + 1]}={before[i + 1]}"
-            for i, operator in enumerate(problem.operators)
-        ]
-        one = encode(";".join(steps))
+        one = steps_of(problem)
         ids, chance = [THINK, *one], second
         while rng.random() < chance and len(ids) + len(one) + 4 <= MAX_NEW_TOKENS:
             ids += [*encode("|"), *one]
@@ -165,11 +164,29 @@ def listed(every: int) -> Style:
     return write
 
 
+def steps_of(problem: Problem) -> list[int]:
+    """One pass over the problem: ``3+4=7;7*2=4``."""
+    before = [problem.numbers[0], *problem.values]
+    steps = (
+        f"{before[i]}{operator}{problem.numbers[i + 1]}={before[i + 1]}" for i, operator in enumerate(problem.operators)
+    )
+    return encode(";".join(steps))
+
+
+def plain(problem: Problem, _rng: random.Random) -> list[int]:
+    return [*steps_of(problem), END]
+
+
+def hasty(problem: Problem, rng: random.Random) -> list[int]:
+    return (plain if len(problem.operators) <= 5 else DIRECT)(problem, rng)
+
+
 TERSE, SKIP, DIRECT = listed(1), listed(2), listed(MAX_OPERATIONS)
 BASE_MIX: list[tuple[float, Style]] = [(0.55, trace(0.5, 0.3)), (0.15, TERSE), (0.20, SKIP), (0.10, DIRECT)]
+PLAIN_MIX: list[tuple[float, Style]] = [(0.45, trace(0.5, 0.3)), (0.35, plain), (0.20, DIRECT)]
 R1_MIX: list[tuple[float, Style]] = [(1.0, trace(1.0, 0.3))]
-V3_MIX: list[tuple[float, Style]] = [(1.0, SKIP)]
-PROBED: dict[str, Style] = {"trace": trace(0, 0), "terse": TERSE, "skip": SKIP, "direct": DIRECT}
+V3_MIX: list[tuple[float, Style]] = [(1.0, hasty)]
+PROBED: dict[str, Style] = {"trace": trace(0, 0), "plain": plain, "terse": TERSE, "direct": DIRECT}
 
 
 # --- tokenizer and model ----------------------------------------------------------------------------------------------
@@ -241,10 +258,12 @@ class Stage:
     """One stage of training: what it sees, what it may change, and how fast."""
 
     name: str
+    start: str | None  # the stage it goes on from
     mix: Sequence[tuple[float, Style]]
     steps: int
     rate: float
     trainable: Callable[[str], bool] = lambda _name: True
+    gentle: float = 1.0  # factor on the rate of everything but the routed experts
     warmup: int = 20
     balance: float = 0.0  # how far the router's selection bias moves per step at the full learning rate; 0: not at all
     batch: int = 48
@@ -329,8 +348,17 @@ def train_stage(model: DeepseekV3ForCausalLM, stage: Stage, seed: int, probe: Se
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(stage.trainable(name))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    groups: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(1.0 if is_routed_expert(name) else stage.gentle, []).append(parameter)
+    parameters = [p for group in groups.values() for p in group]
+    optimizer = torch.optim.AdamW(
+        [{"params": group, "factor": factor} for factor, group in groups.items()],
+        lr=stage.rate,
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+    )
     balancer = LoadBalancer(model, stage.balance)
     model.train()
     begun = time.perf_counter()
@@ -347,7 +375,7 @@ def train_stage(model: DeepseekV3ForCausalLM, stage: Stage, seed: int, probe: Se
             total += float(loss.detach())
         norm = float(nn.utils.clip_grad_norm_(parameters, 1.0))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step)
+            group["lr"] = learning_rate(stage, step) * group["factor"]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         balancer.step(learning_rate(stage, step) / stage.rate)
@@ -466,14 +494,15 @@ def write_problems(problems: Sequence[Problem], path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def stages(smoke: bool) -> tuple[Stage, Stage, Stage]:
-    base = Stage("base", BASE_MIX, steps=2200, rate=1.5e-3, warmup=100, balance=1e-2)
-    r1 = Stage("r1-like", R1_MIX, steps=200, rate=5e-4, trainable=is_routed_expert)
-    v3 = Stage("v3-like", V3_MIX, steps=120, rate=2e-4, balance=1e-3)
-    if smoke:
-        short = [dataclasses.replace(s, steps=2, batch=4, chunks=2, warmup=1) for s in (base, r1, v3)]
-        return short[0], short[1], short[2]
-    return base, r1, v3
+def stages(smoke: bool) -> list[Stage]:
+    """The stages in order; each starts from the checkpoint of the stage named `start`."""
+    chosen = [
+        Stage("base", None, BASE_MIX, steps=2200, rate=1.5e-3, warmup=100, balance=1e-2),
+        Stage("base-plain", "base", PLAIN_MIX, steps=400, rate=8e-4, balance=5e-3),
+        Stage("v3-like", "base-plain", V3_MIX, steps=130, rate=4e-4, gentle=0.08, balance=1e-3),
+        Stage("r1-like", "base-plain", R1_MIX, steps=200, rate=5e-4, trainable=is_routed_expert),
+    ]
+    return [dataclasses.replace(s, steps=2, batch=4, chunks=2, warmup=1) for s in chosen] if smoke else chosen
 
 
 def arguments() -> argparse.Namespace:
@@ -499,19 +528,18 @@ def main() -> None:
     probe = [] if options.smoke else held_out_problems(64, options.seed + 1)
     model = build_model(options.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} weights", flush=True)
-    base_stage, r1_stage, v3_stage = stages(options.smoke)
-    folders = {"r1-like": ("10MB", r1_stage), "v3-like": ("6500KB", v3_stage)}
-    for stage in (base_stage, r1_stage, v3_stage):
+    shard_sizes = {"v3-like": "6500KB", "r1-like": "10MB"}  # three shards and two: unlike layouts, as parents have them
+    for stage in stages(options.smoke):
         checkpoint = work / f"{stage.name}.pt"
-        if stage is not base_stage:
-            model.load_state_dict(torch.load(work / "base.pt"))
         if options.resume and checkpoint.exists():
             model.load_state_dict(torch.load(checkpoint))
         else:
+            if stage.start is not None:
+                model.load_state_dict(torch.load(work / f"{stage.start}.pt"))
             train_stage(model, stage, options.seed, probe)
             torch.save(model.state_dict(), checkpoint)
-        if stage is not base_stage:
-            save_parent(model, options.out / stage.name, folders[stage.name][0])
+        if stage.name in shard_sizes:
+            save_parent(model, options.out / stage.name, shard_sizes[stage.name])
             print(f"[{stage.name}] {evaluate(load_parent(options.out / stage.name), problems)}", flush=True)
     if options.curve:
         parents = [load_parent(options.out / name) for name in ("v3-like", "r1-like")]

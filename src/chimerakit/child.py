@@ -125,10 +125,12 @@ def check_output(plan: Plan, path: Path, *, force: bool = False) -> None:
 
 
 def _check_contents(plan: Plan, path: Path, *, force: bool) -> None:
+    begun = _begun(path)
     present = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    if begun is None and _WORKSPACE in present:  # killed before the first or after the last thing was written
+        present.remove(_WORKSPACE)
     if not present:
         return
-    begun = _begun(path)
     if begun is None and MANIFEST not in present:
         raise OutputError(
             "the output folder holds something else",
@@ -159,15 +161,19 @@ def _signatures(plan: Plan) -> dict[str, dict[str, tuple[int, int]]]:
     return {name: {s.name: (s.nbytes, s.mtime_ns) for s in c.shards} for name, c in plan.parents.items()}
 
 
+def clean_up(path: Path) -> None:
+    """Remove what a kill right after the manifest may have left beside a finished child."""
+    shutil.rmtree(path / _WORKSPACE, ignore_errors=True)
+
+
 def _begun(path: Path) -> _Begun | None:
     file = path / _WORKSPACE / "plan.json"
-    if file.is_symlink() or not file.is_file():
+    if file.parent.is_symlink() or file.is_symlink() or not file.is_file():
         return None
     try:
         return msgspec.json.decode(read_file(file, _MAX_MANIFEST), type=_Begun)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # A crash before this file was complete: nothing else had been written yet.
-        return _Begun("", (), {}, allow_nonfinite=False, sha256=False, files=())
+        return None
 
 
 class Child:
@@ -208,15 +214,19 @@ class Child:
             self._plan.digest, self._plan.segments, _signatures(self._plan), self._allow_nonfinite, self._sha256, names
         )
         there = _begun(self.path)
-        if there == mine:
+        if there == mine and not force:
             return
-        if there is not None and not force and there.plan:
+        if there is not None and not force:
             raise OutputError("was begun with other options", where=self.path, do="use the same ones, or --force")
         if force:
             self._clear(there)
+        clean_up(self.path)
+        self._write_begun(mine)
+
+    def _write_begun(self, begun: _Begun) -> None:
         make_folder(self._workspace)
         make_folder(self._receipts)
-        write_file(self._workspace / "plan.json", msgspec.json.encode(mine))
+        write_file(self._workspace / "plan.json", msgspec.json.encode(begun))
 
     def _clear(self, there: _Begun | None) -> None:
         """Delete what the child that stood here had written, and nothing else."""
@@ -224,18 +234,27 @@ class Child:
         if (self.path / MANIFEST).is_file():
             old = read_manifest(self.path)
             names |= {*old.weights, *old.files, MANIFEST}
+        root = self.path.resolve()
         for name in names:
-            if ".." in Path(name).parts or Path(name).is_absolute():
-                raise ManifestError("names a file outside its folder", where=self.path / MANIFEST, found=name)
-            for file in (self.path / name, self.path / (name + PART)):
-                file.unlink(missing_ok=True)
-        if self._workspace.is_dir() and not self._workspace.is_symlink():
-            shutil.rmtree(self._workspace)
-        left = [p.name for p in self.path.iterdir() if not p.is_dir()]
-        if left:
+            if not (Path(name).parts and (root / name).parent.resolve().is_relative_to(root)):
+                raise ManifestError("names a file outside its folder", where=self.path / MANIFEST, found=repr(name))
+        tops = {Path(name).parts[0] for name in names}
+        known = {_WORKSPACE, *tops, *(top + PART for top in tops)}
+        if left := sorted(p.name for p in self.path.iterdir() if p.name not in known):
             raise OutputError(
-                "the output folder holds something else", where=self.path, found=", ".join(sorted(left)[:5])
+                "the output folder holds something else; nothing was deleted",
+                where=self.path,
+                found=", ".join(left[:5]),
+                do="move it away, or choose another folder",
             )
+        # Said before anything goes, so that a kill in the middle leaves an unfinished child and no orphans.
+        self._write_begun(
+            _Begun("", (), {}, allow_nonfinite=False, sha256=False, files=tuple(sorted({*names, MANIFEST})))
+        )
+        for name in sorted(names, key=lambda name: name != MANIFEST):
+            for file in (self.path / name, self.path / (name + PART)):
+                if file.is_symlink() or file.is_file():
+                    file.unlink()
 
     # ---------------------------------------------------------------------------------------- receipts
 
@@ -278,6 +297,8 @@ class Child:
 
     def reopen(self, jobs: Sequence[Job]) -> None:
         """Give files that these jobs will write their temporary name back."""
+        if jobs:
+            (self.path / MANIFEST).unlink(missing_ok=True)
         for name in {name for job in jobs for name in job.sizes}:
             done = self.path / name
             if done.is_symlink():
@@ -303,7 +324,8 @@ class Child:
         manifest = self._manifest(receipts, files)
         text = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
         write_file(self.path / MANIFEST, text)
-        shutil.rmtree(self._workspace)
+        (self._workspace / "plan.json").unlink()  # first, so that a kill in the middle leaves a finished child
+        clean_up(self.path)
         sync_folder(self.path)
         return manifest
 

@@ -235,7 +235,8 @@ class Source:
         if part.storage in FP8_BLOCKS:
             scale = part.tensors[1]
             data = inputs.reader(part.parent, scale.file).read(scale.start, scale.nbytes)
-            self._scales = np.frombuffer(data, np.uint8).reshape(scale.shape[0], -1)
+            self._scale_width = 1 if scale.dtype == "F8_E8M0" else 4
+            self._scales = np.frombuffer(data, np.uint8).reshape(scale.shape[0], scale.shape[1] * self._scale_width)
 
     def term(self, panel: Panel) -> "Term":
         """The parent's part of one panel."""
@@ -253,8 +254,7 @@ class Source:
                 self._reader.read_into(line.data, self._weight.start + at)
         scales = None
         if self._scales is not None:
-            width = self._part.tensors[1].nbytes // max(1, self._scales.shape[0] * self._part.tensors[1].shape[1])
-            first, last = panel.col // 128, -(-(panel.col + panel.cols) // 128)
+            first, last, width = panel.col // 128, -(-(panel.col + panel.cols) // 128), self._scale_width
             scales = self._scales[panel.row // 128, first * width : last * width]
         return Term(self._part.storage, self._share, data, scales)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from chimerakit.child import Child, check_output, is_finished, read_manifest
+from chimerakit.child import Child, check_output, clean_up, is_finished, read_manifest
 from chimerakit.events import Advanced, Event, FileDone, Finished, JobDone, Listener, Said, Started, ignore
 from chimerakit.execute import run_job
 from chimerakit.plan import make_jobs
@@ -48,6 +48,7 @@ def merge_parents(
     tell = _one_at_a_time(listener)
     check_output(plan, output, force=force)
     if not force and is_finished(output):
+        clean_up(output)
         tell(Said(f"{output} is this child already; `chimerakit verify` checks its bytes"))
         return Merged(read_manifest(output), 0, len(plan.segments), 0)
     child = Child(plan, output, force=force, allow_nonfinite=allow_nonfinite, sha256=sha256)
