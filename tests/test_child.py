@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import xxhash
 
-from chimerakit.child import read_manifest
 from chimerakit.errors import ChangedError, ManifestError, OutputError
 from chimerakit.events import Event, FileDone, JobDone, Said
+from chimerakit.manifest import read_manifest
 from chimerakit.merge import merge_parents
 from chimerakit.plan import make_jobs
 from chimerakit.records import Job, Plan

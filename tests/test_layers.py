@@ -30,6 +30,7 @@ ROOMS = (
     {"scan"},
     {"merge"},
     {"child", "card"},
+    {"manifest"},
     {"execute", "runners"},
     {"plan"},
     {"recipe"},

@@ -11,32 +11,19 @@ and last the manifest; then the folder .chimerakit goes. A folder without manife
 import fcntl
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from chimerakit._version import __version__
 from chimerakit.card import write_card
 from chimerakit.errors import ChimerakitError, ManifestError, OutputError
 from chimerakit.execute import Report
-from chimerakit.numerics import VERSION as NUMERICS
-from chimerakit.recipe import recipe_to_data
-from chimerakit.records import (
-    FileRow,
-    Job,
-    Made,
-    MadeRow,
-    Manifest,
-    OtherFile,
-    ParentRecord,
-    Plan,
-    Receipt,
-    WeightFile,
-)
-from chimerakit.stores.digest import Hasher, digest_of
+from chimerakit.formats.safetensors import INDEX
+from chimerakit.manifest import MANIFEST, WORKSPACE, make_manifest, read_manifest
+from chimerakit.records import FileRow, Job, Manifest, OtherFile, Plan, Receipt
+from chimerakit.stores.digest import Hasher, digest_range
 from chimerakit.stores.local import (
     CHUNK,
     PART,
@@ -50,11 +37,10 @@ from chimerakit.stores.local import (
     write_file,
 )
 
-MANIFEST = "chimerakit.json"
 CARD = "README.md"
-_FORMAT = 1
-_WORKSPACE = ".chimerakit"
-_MAX_MANIFEST = 1 << 30
+_LAST = (INDEX, "config.json")
+"""A folder without these looks unfinished to every loader."""
+_MAX_RECEIPT = 1 << 30
 _SPARE = 16 << 20
 """Bytes kept free for manifest, receipts and folders."""
 
@@ -69,34 +55,6 @@ class _Begun(Struct, frozen=True):
     sha256: bool
     files: tuple[str, ...]
     """Every name that it may write, so that starting over deletes nothing else."""
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of a finished child."""
-    file = path / MANIFEST
-    if not file.is_file():
-        unfinished = (path / _WORKSPACE).is_dir()
-        raise ManifestError(
-            "this child is unfinished: it has no manifest yet" if unfinished else "there is no manifest",
-            where=path,
-            expected=MANIFEST,
-            do="run the same merge again to finish it"
-            if unfinished
-            else "compare with its parents: verify --table --parent ...",
-        )
-    try:
-        found = msgspec.json.decode(read_file(file, _MAX_MANIFEST), type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise ManifestError(f"the manifest can't be read: {e}", where=file) from e
-    if found.format != _FORMAT or found.numerics != NUMERICS:
-        raise ManifestError(
-            "the manifest is of another version",
-            where=file,
-            expected=f"format {_FORMAT}, numerics {NUMERICS}",
-            found=f"format {found.format}, numerics {found.numerics}, by chimerakit {found.chimerakit}",
-            do="use the chimerakit that wrote it",
-        )
-    return found
 
 
 def check_output(plan: Plan, path: Path, *, force: bool = False) -> None:
@@ -127,8 +85,8 @@ def check_output(plan: Plan, path: Path, *, force: bool = False) -> None:
 def _check_contents(plan: Plan, path: Path, *, force: bool) -> None:
     begun = _begun(path)
     present = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-    if begun is None and _WORKSPACE in present:  # killed before the first or after the last thing was written
-        present.remove(_WORKSPACE)
+    if begun is None and WORKSPACE in present:  # killed before the first or after the last thing was written
+        present.remove(WORKSPACE)
     if not present:
         return
     if begun is None and MANIFEST not in present:
@@ -154,7 +112,7 @@ def _check_contents(plan: Plan, path: Path, *, force: bool) -> None:
 
 def is_finished(path: Path) -> bool:
     """Whether a folder holds a complete child."""
-    return (path / MANIFEST).is_file() and not (path / _WORKSPACE / "plan.json").exists()
+    return (path / MANIFEST).is_file() and not (path / WORKSPACE / "plan.json").exists()
 
 
 def _signatures(plan: Plan) -> dict[str, dict[str, tuple[int, int]]]:
@@ -163,15 +121,15 @@ def _signatures(plan: Plan) -> dict[str, dict[str, tuple[int, int]]]:
 
 def clean_up(path: Path) -> None:
     """Remove what a kill right after the manifest may have left beside a finished child."""
-    shutil.rmtree(path / _WORKSPACE, ignore_errors=True)
+    shutil.rmtree(path / WORKSPACE, ignore_errors=True)
 
 
 def _begun(path: Path) -> _Begun | None:
-    file = path / _WORKSPACE / "plan.json"
+    file = path / WORKSPACE / "plan.json"
     if file.parent.is_symlink() or file.is_symlink() or not file.is_file():
         return None
     try:
-        return msgspec.json.decode(read_file(file, _MAX_MANIFEST), type=_Begun)
+        return msgspec.json.decode(read_file(file, _MAX_RECEIPT), type=_Begun)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
@@ -184,7 +142,7 @@ class Child:
         self._plan = plan
         self._sha256 = sha256
         self._allow_nonfinite = allow_nonfinite
-        self._workspace = path / _WORKSPACE
+        self._workspace = path / WORKSPACE
         self._receipts = self._workspace / "receipts"
         make_folder(path)
         self._lock = self._take_lock()
@@ -239,7 +197,7 @@ class Child:
             if not (Path(name).parts and (root / name).parent.resolve().is_relative_to(root)):
                 raise ManifestError("names a file outside its folder", where=self.path / MANIFEST, found=repr(name))
         tops = {Path(name).parts[0] for name in names}
-        known = {_WORKSPACE, *tops, *(top + PART for top in tops)}
+        known = {WORKSPACE, *tops, *(top + PART for top in tops)}
         if left := sorted(p.name for p in self.path.iterdir() if p.name not in known):
             raise OutputError(
                 "the output folder holds something else; nothing was deleted",
@@ -262,33 +220,30 @@ class Child:
         """Keep a receipt; its bytes are on the disk already."""
         write_file(self._receipts / f"{receipt.job}.json", msgspec.json.encode(receipt))
 
+    def has_receipt(self, job: Job) -> bool:
+        """Whether an earlier call left a receipt of a job."""
+        return (self._receipts / f"{job.id}.json").is_file()
+
     def receipt_of(self, job: Job, report: Report) -> Receipt | None:
-        """The receipt of a job that needs not run again: it has one, and the bytes are those that it tells of."""
-        file = self._receipts / f"{job.id}.json"
+        """The receipt of a job that needs not run again: the bytes are those that it tells of."""
         try:
-            receipt = msgspec.json.decode(read_file(file, _MAX_MANIFEST), type=Receipt) if file.is_file() else None
-            if receipt is not None and self._holds(job, receipt, report):
-                return receipt
+            receipt = msgspec.json.decode(read_file(self._receipts / f"{job.id}.json", _MAX_RECEIPT), type=Receipt)
+            return receipt if self._holds(job, receipt, report) else None
         except (ChimerakitError, msgspec.DecodeError, OSError):
             return None
-        return None
 
     def _holds(self, job: Job, receipt: Receipt, report: Report) -> bool:
         digests = receipt.headers | {name: d for made in receipt.made for name, d in made.digests.items()}
-        buffer = memoryview(bytearray(CHUNK))
         for name, file, start, nbytes in job.ranges():
             path = self._file(file)
             if path.is_symlink() or not path.is_file() or path.stat().st_size != job.sizes[file]:
                 return False
-            reader, hasher = Reader(path), Hasher()
+            reader = Reader(path)
             try:
-                for piece in reader.chunks(start, nbytes, buffer):
-                    hasher.update(piece)
-                    report(len(piece))
+                if digest_range(reader, start, nbytes, report=report).xxh3 != digests.get(name):
+                    return False
             finally:
                 reader.close()
-            if hasher.xxh3 != digests.get(name):
-                return False
         return True
 
     def _file(self, name: str) -> Path:
@@ -315,13 +270,12 @@ class Child:
 
     def finish(self, receipts: Sequence[Receipt]) -> Manifest:
         """Write everything but the weights, the manifest last; then the child is finished."""
-        files = {row.name: self._write_other(row) for row in self._plan.files if row.name not in ("config.json", CARD)}
-        card = write_card(self._plan).encode()
-        files[CARD] = self._write_text(CARD, card)
-        for row in self._plan.files:
-            if row.name == "config.json":
-                files[row.name] = self._write_other(row)
-        manifest = self._manifest(receipts, files)
+        last = [row for row in self._plan.files if row.name in _LAST]
+        files = {row.name: self._write_other(row) for row in self._plan.files if row not in last}
+        files[CARD] = self._write_text(CARD, write_card(self._plan).encode())
+        files |= {row.name: self._write_other(row) for row in last}
+        sha256 = {shard.name: self._sha256_of(shard.name) for shard in self._plan.shards}
+        manifest = make_manifest(self._plan, receipts, files, sha256, allow_nonfinite=self._allow_nonfinite)
         text = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
         write_file(self.path / MANIFEST, text)
         (self._workspace / "plan.json").unlink()  # first, so that a kill in the middle leaves a finished child
@@ -356,57 +310,12 @@ class Child:
         finish_file(target)
         return OtherFile(reader.nbytes, hasher.xxh3, hasher.sha256)
 
-    def _manifest(self, receipts: Sequence[Receipt], files: Mapping[str, OtherFile]) -> Manifest:
-        made = {m.unit: m for receipt in receipts for m in receipt.made}
-        headers = {name: digest for receipt in receipts for name, digest in receipt.headers.items()}
-        plan = self._plan
-        return Manifest(
-            format=_FORMAT,
-            chimerakit=__version__,
-            numerics=NUMERICS,
-            recipe=recipe_to_data(plan.recipe),
-            plan=plan.digest,
-            family=plan.family,
-            parents={name: parent_record(c.shards, c.config) for name, c in plan.parents.items()},
-            allow_nonfinite=self._allow_nonfinite,
-            weights={
-                s.name: WeightFile(s.nbytes, s.header.nbytes, headers[s.name], self._sha256_of(s.name))
-                for s in plan.shards
-            },
-            files=dict(files),
-            units=tuple(_made_row(plan, number, made[row.unit]) for number, row in enumerate(plan.rows)),
-        )
-
     def _sha256_of(self, name: str) -> str | None:
         """sha256 of a whole weight file, if it was asked for; it needs the bytes in order, so the file is read once more."""
         if not self._sha256:
             return None
-        reader, hasher = Reader(self.path / name), Hasher(sha256=True)
+        reader = Reader(self.path / name)
         try:
-            for piece in reader.chunks(0, reader.nbytes, memoryview(bytearray(CHUNK))):
-                hasher.update(piece)
+            return digest_range(reader, 0, reader.nbytes, sha256=True).sha256
         finally:
             reader.close()
-        return hasher.sha256
-
-
-def parent_record(shards: Sequence[Any], config: Mapping[str, Any]) -> ParentRecord:
-    """A parent, by what its headers say."""
-    return ParentRecord(
-        {s.name: (s.nbytes, s.header_digest) for s in shards},
-        digest_of(msgspec.json.encode(config, order="deterministic")),
-    )
-
-
-def _made_row(plan: Plan, number: int, made: Made) -> MadeRow:
-    row = plan.rows[number]
-    return MadeRow(
-        unit=row.unit,
-        rule=row.rule,
-        parents={part.parent: part.share for part in row.inputs},
-        outcome=made.outcome,
-        tensors=made.digests,
-        sha256=made.sha256,
-        rms_error=made.rms_error,
-        nonfinite=made.nonfinite,
-    )

@@ -3,6 +3,7 @@
 A listener is any callable that takes an event. It is called from worker threads, one call at a time.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Literal
 
@@ -54,6 +55,17 @@ class Said(Struct, frozen=True):
 
 Event = Started | Advanced | JobDone | FileDone | Finished | Said
 Listener = Callable[[Event], None]
+
+
+def one_at_a_time(listener: Listener) -> Listener:
+    """A listener that any number of threads may call, and that hears one event at a time."""
+    lock = threading.Lock()
+
+    def tell(event: Event) -> None:
+        with lock:
+            listener(event)
+
+    return tell
 
 
 def ignore(_: Event) -> None:

@@ -17,7 +17,7 @@ from chimerakit.dtypes import FP8_BLOCKS
 from chimerakit.errors import NonFiniteError
 from chimerakit.plan.panels import Cut, Panel, cut
 from chimerakit.records import Header, Input, Job, Made, Outcome, Receipt, Row, Tensor
-from chimerakit.stores.digest import Hasher, digest_of
+from chimerakit.stores.digest import Hasher, digest_of, digest_range
 from chimerakit.stores.local import CHUNK, Buffer, PartFile, Reader, Readers, same_bytes
 
 if TYPE_CHECKING:
@@ -130,11 +130,9 @@ class _Files:
         """xxh3-128 and sha256 of a tensor that was written; read back if its bytes did not come in order."""
         done, hasher = self._hashers.pop(tensor.name, (0, Hasher(sha256=self._job.sha256)))
         if done != tensor.nbytes:
-            hasher = Hasher(sha256=self._job.sha256)
-            buffer = memoryview(bytearray(min(CHUNK, tensor.nbytes)))
             with Readers() as readers:
-                for piece in readers.get(self._part(tensor.file).part).chunks(tensor.start, tensor.nbytes, buffer):
-                    hasher.update(piece)
+                reader = readers.get(self._part(tensor.file).part)
+                hasher = digest_range(reader, tensor.start, tensor.nbytes, sha256=self._job.sha256)
         return hasher.xxh3, hasher.sha256
 
     def sync(self) -> None:

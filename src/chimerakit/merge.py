@@ -1,16 +1,19 @@
 """Plan -> child: run the jobs that are left, finish the files, write the manifest."""
 
-import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
-from chimerakit.child import Child, check_output, clean_up, is_finished, read_manifest
-from chimerakit.events import Advanced, Event, FileDone, Finished, JobDone, Listener, Said, Started, ignore
-from chimerakit.execute import run_job
+from chimerakit.child import Child, check_output, clean_up, is_finished
+from chimerakit.errors import OutputError
+from chimerakit.events import FileDone, JobDone, Listener, Said, ignore, one_at_a_time
+from chimerakit.execute import Report, run_job
+from chimerakit.manifest import read_manifest
 from chimerakit.plan import make_jobs
 from chimerakit.records import Job, Manifest, Plan, Receipt
-from chimerakit.runners.local import default_threads, run_threads
+from chimerakit.runners.local import default_threads
+from chimerakit.runners.watched import run_watched
 
 
 class Merged(Struct, frozen=True):
@@ -22,10 +25,6 @@ class Merged(Struct, frozen=True):
     """Jobs that an earlier call had done."""
     nbytes_written: int
     """Weight and header bytes that this call wrote."""
-
-
-class _StoppedError(Exception):
-    """Another job failed, or the user left; never seen outside."""
 
 
 def merge_parents(
@@ -44,55 +43,62 @@ def merge_parents(
     sha256: record sha256 beside xxh3-128. Raises OutputError, CheckpointError, NonFiniteError; then the child is
     unfinished, has no manifest, and the next call goes on.
     """
-    output = Path(output)
-    tell = _one_at_a_time(listener)
+    output, tell, threads = Path(output), one_at_a_time(listener), threads or default_threads()
     check_output(plan, output, force=force)
     if not force and is_finished(output):
-        clean_up(output)
-        tell(Said(f"{output} is this child already; `chimerakit verify` checks its bytes"))
-        return Merged(read_manifest(output), 0, len(plan.segments), 0)
+        return _is_there_already(plan, output, tell, sha256=sha256)
     child = Child(plan, output, force=force, allow_nonfinite=allow_nonfinite, sha256=sha256)
     try:
-        return _make(plan, child, threads or default_threads(), tell, allow_nonfinite=allow_nonfinite, sha256=sha256)
+        jobs = make_jobs(plan, output.resolve(), allow_nonfinite=allow_nonfinite, sha256=sha256)
+        done = _done_before(child, jobs, threads, tell)
+        todo = [job for job in jobs if job.id not in done]
+        receipts = done | _run(plan, child, todo, threads, tell)
+        manifest = child.finish([receipts[job.id] for job in jobs])
+        return Merged(manifest, len(todo), len(done), sum(job.nbytes for job in todo))
     finally:
         child.close()
 
 
-def _make(plan: Plan, child: Child, threads: int, tell: Listener, *, allow_nonfinite: bool, sha256: bool) -> Merged:
-    jobs = make_jobs(plan, child.path.resolve(), allow_nonfinite=allow_nonfinite, sha256=sha256)
-    stop = threading.Event()
+def _is_there_already(plan: Plan, output: Path, tell: Listener, *, sha256: bool) -> Merged:
+    clean_up(output)
+    manifest = read_manifest(output)
+    if sha256 and any(made.sha256 is None for made in manifest.units):
+        raise OutputError("this child is there already, without sha256", where=output, do="--force makes it again")
+    tell(Said(f"{output} is this child already; `chimerakit verify` checks its bytes"))
+    return Merged(manifest, 0, len(plan.segments), 0)
 
-    def report(nbytes: int) -> None:
-        if stop.is_set():
-            raise _StoppedError
-        tell(Advanced(nbytes))
 
-    tell(Started("merging", sum(job.nbytes for job in jobs)))
-    receipts = dict[int, Receipt]()
-    for job in jobs:
-        if (receipt := child.receipt_of(job, lambda _: None)) is not None:
-            receipts[job.id] = receipt
-            tell(Advanced(job.nbytes))
-            tell(JobDone(job.id, job.nbytes, reused=True))
-    todo = [job for job in jobs if job.id not in receipts]
+def _done_before(child: Child, jobs: Sequence[Job], threads: int, tell: Listener) -> dict[int, Receipt]:
+    """Receipts of the jobs that an earlier call did and whose bytes still hold."""
+    begun = [job for job in jobs if child.has_receipt(job)]
+    found = (
+        run_watched("checking what is there", child.receipt_of, begun, threads=threads, listener=tell) if begun else ()
+    )
+    receipts = {receipt.job: receipt for receipt in found if receipt is not None}
+    for receipt in receipts.values():
+        tell(JobDone(receipt.job, receipt.nbytes, reused=True))
+    return receipts
+
+
+def _run(plan: Plan, child: Child, todo: Sequence[Job], threads: int, tell: Listener) -> dict[int, Receipt]:
+    """Run jobs, and give each file its name when nothing is left to write into it."""
     child.reopen(todo)
     waiting = {shard.name: {job.id for job in todo if shard.name in job.sizes} for shard in plan.shards}
     _finish_shards(child, waiting, tell)
 
-    def work(job: Job) -> Receipt:
+    def work(job: Job, report: Report) -> Receipt:
         receipt = run_job(job, report)
         child.save(receipt)
         return receipt
 
-    for receipt in run_threads(work, todo, threads=threads, stop=stop):
+    receipts = {}
+    for receipt in run_watched("merging", work, todo, threads=threads, listener=tell):
         receipts[receipt.job] = receipt
         tell(JobDone(receipt.job, receipt.nbytes, reused=False))
         for ids in waiting.values():
             ids.discard(receipt.job)
         _finish_shards(child, waiting, tell)
-    manifest = child.finish([receipts[job.id] for job in jobs])
-    tell(Finished("merging"))
-    return Merged(manifest, len(todo), len(jobs) - len(todo), sum(job.nbytes for job in todo))
+    return receipts
 
 
 def _finish_shards(child: Child, waiting: dict[str, set[int]], tell: Listener) -> None:
@@ -100,13 +106,3 @@ def _finish_shards(child: Child, waiting: dict[str, set[int]], tell: Listener) -
         del waiting[name]
         child.finish_shard(name)
         tell(FileDone(name))
-
-
-def _one_at_a_time(listener: Listener) -> Listener:
-    lock = threading.Lock()
-
-    def tell(event: Event) -> None:
-        with lock:
-            listener(event)
-
-    return tell

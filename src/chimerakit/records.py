@@ -227,7 +227,7 @@ class Row(Struct, frozen=True):
     """Which rule took it, counted from 0; None if the base did."""
     kind: Kind
     inputs: tuple[Input, ...]
-    """Base first, then in the recipe's order; parents with a share of 0 are not here."""
+    """Base first, then as the rule names them; parents with a share of 0 are not here."""
     storage: str
     """How the child stores it."""
     outputs: tuple[Tensor, ...]

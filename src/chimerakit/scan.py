@@ -10,12 +10,12 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from chimerakit.events import Listener
+from chimerakit.events import Listener, one_at_a_time
 from chimerakit.execute import Inputs, Report
-from chimerakit.records import Checkpoint, Input, Role, Tensor, Unit
+from chimerakit.records import Checkpoint, Input, Role, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.runners.watched import run_watched
-from chimerakit.stores.digest import Hasher
+from chimerakit.stores.digest import digest_range
 from chimerakit.stores.local import CHUNK, same_bytes
 
 R = TypeVar("R")
@@ -95,7 +95,7 @@ def scan(
             return [(unit, ask(unit, inputs, report)) for unit in job.units]
 
     jobs = cut_jobs(sides, units)
-    for answers in run_watched(work, run, jobs, threads=threads or default_threads(), listener=listener):
+    for answers in run_watched(work, run, jobs, threads=threads or default_threads(), listener=one_at_a_time(listener)):
         yield from answers
 
 
@@ -103,18 +103,12 @@ def digest_side(side: str) -> Callable[[ScanUnit, Inputs, Report], dict[str, str
     """The question: xxh3-128 of each tensor of one side."""
 
     def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> dict[str, str]:
-        return {t.name: digest_tensor(side, t, inputs, report) for t in unit.sides[side].tensors}
+        return {
+            t.name: digest_range(inputs.reader(side, t.file), t.start, t.nbytes, report=report).xxh3
+            for t in unit.sides[side].tensors
+        }
 
     return ask
-
-
-def digest_tensor(side: str, tensor: Tensor, inputs: Inputs, report: Report) -> str:
-    """xxh3-128 of the bytes of a tensor."""
-    hasher, buffer = Hasher(), memoryview(bytearray(min(CHUNK, tensor.nbytes)))
-    for piece in inputs.reader(side, tensor.file).chunks(tensor.start, tensor.nbytes, buffer):
-        hasher.update(piece)
-        report(len(piece))
-    return hasher.xxh3
 
 
 def equal_pairs(unit: ScanUnit, inputs: Inputs, report: Report) -> set[Pair]:

@@ -12,19 +12,19 @@ from typing import Any
 
 from msgspec import Struct
 
-from chimerakit.child import MANIFEST, parent_record, read_manifest
 from chimerakit.errors import ChimerakitError, ManifestError, PlanError
-from chimerakit.events import Listener, ignore
+from chimerakit.events import Listener, ignore, one_at_a_time
 from chimerakit.execute import Inputs, Report, make_unit
 from chimerakit.formats import open_checkpoint
+from chimerakit.manifest import MANIFEST, parent_record, read_manifest
 from chimerakit.plan import make_jobs, make_plan
 from chimerakit.recipe import recipe_from_data
 from chimerakit.records import Checkpoint, Finding, Findings, Input, Job, Made, Manifest, Role, Tensor
 from chimerakit.runners.local import default_threads
 from chimerakit.runners.watched import run_watched
 from chimerakit.scan import ScanUnit, digest_side, scan
-from chimerakit.stores.digest import Hasher
-from chimerakit.stores.local import CHUNK, Buffer, Reader, list_files, same_bytes
+from chimerakit.stores.digest import Hasher, digest_range
+from chimerakit.stores.local import Buffer, Reader, list_files, same_bytes
 
 _CHILD = "child"
 
@@ -92,13 +92,11 @@ def _check_files(path: Path, manifest: Manifest) -> Iterable[Finding]:
 
 
 def _digest_file(path: Path, nbytes: int) -> str:
-    reader, hasher = Reader(path), Hasher()
+    reader = Reader(path)
     try:
-        for piece in reader.chunks(0, min(nbytes, reader.nbytes), memoryview(bytearray(CHUNK))):
-            hasher.update(piece)
+        return digest_range(reader, 0, min(nbytes, reader.nbytes)).xxh3
     finally:
         reader.close()
-    return hasher.xxh3
 
 
 def _check_names(child: Checkpoint, manifest: Manifest) -> Iterable[Finding]:
@@ -165,7 +163,9 @@ def _check_parents(
         return
     jobs = make_jobs(plan, Path(child.root), allow_nonfinite=manifest.allow_nonfinite)
     said = {made.unit: made for made in manifest.units}
-    run = run_watched("proving", _prove_job, jobs, threads=threads or default_threads(), listener=listener)
+    run = run_watched(
+        "proving", _prove_job, jobs, threads=threads or default_threads(), listener=one_at_a_time(listener)
+    )
     for proven in (proven for answers in run for proven in answers):
         made = said[proven.unit]
         for name in proven.tensors:
@@ -246,10 +246,7 @@ class _Comparison:
         """xxh3-128 of the child's bytes of a tensor; read again if they did not come in order."""
         done, hasher = self._hashers.pop(tensor.name, (0, Hasher()))
         if done != tensor.nbytes:
-            hasher = Hasher()
-            buffer = memoryview(bytearray(CHUNK))
-            for piece in self._reader(tensor.file).chunks(tensor.start, tensor.nbytes, buffer):
-                hasher.update(piece)
+            return digest_range(self._reader(tensor.file), tensor.start, tensor.nbytes).xxh3
         return hasher.xxh3
 
 

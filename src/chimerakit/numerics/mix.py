@@ -2,7 +2,7 @@
 
     v = fl(lambda_1 * x_1) + fl(lambda_2 * x_2) + ...       float32, left to right, rounded after each step
 
-Base first, then the parents in the recipe's order. FP8 terms are fl(fl(lambda * scale) * code). A unit that is only
+Base first, then the parents as the rule names them. FP8 terms are fl(fl(lambda * scale) * code). A unit that is only
 converted is the same sum with one term and a share of 1, so its values are the parent's own.
 
 Work goes panel by panel; a panel is a (rows, cols) piece of the weight matrix as bytes, with its blocks' scales.

@@ -93,7 +93,8 @@ def _as_base(base: Checkpoint, drafts: Sequence[Draft]) -> dict[str, list[Place]
         for tensor in draft.tensors:
             known = base.tensors.get(tensor[0])
             files[home if known is None else known.file].append(tensor)
-    return {name: tensors for name, tensors in files.items() if tensors}
+    emptied = {t.file for t in base.tensors.values()}  # a shard that held nothing but scales; not one that was empty
+    return {name: tensors for name, tensors in files.items() if tensors or name not in emptied}
 
 
 def _by_rule(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> dict[str, list[Place]]:

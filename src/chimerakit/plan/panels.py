@@ -32,11 +32,6 @@ class Cut(NamedTuple):
     cols: int
     is_blocked: bool
 
-    @property
-    def is_in_order(self) -> bool:
-        """Whether the panels follow each other in storage order."""
-        return self.rows == 1 or self.cols <= BLOCKED_COLS
-
     def panels(self) -> Iterator[Panel]:
         """All panels, row by row."""
         high, wide = (BLOCK, BLOCKED_COLS) if self.is_blocked else (1, FLAT_WEIGHTS)

@@ -28,14 +28,16 @@ class _StoppedError(Exception):
 def run_watched(
     work: str, function: Callable[[J, Callable[[int], None]], R], jobs: Sequence[J], *, threads: int, listener: Listener
 ) -> Iterator[R]:
-    """Results as they come. `function` gets a job and a report to call with the bytes that it just did."""
-    stop, lock = threading.Event(), threading.Lock()
+    """Results as they come. `function` gets a job and a report to call with the bytes that it just did.
+
+    The listener hears from all threads; see `events.one_at_a_time`.
+    """
+    stop = threading.Event()
 
     def report(nbytes: int) -> None:
         if stop.is_set():
             raise _StoppedError
-        with lock:
-            listener(Advanced(nbytes))
+        listener(Advanced(nbytes))
 
     listener(Started(work, sum(job.nbytes for job in jobs)))
     yield from run_threads(lambda job: function(job, report), jobs, threads=threads, stop=stop)

@@ -1,10 +1,11 @@
 """Digests of stored bytes: xxh3-128 always (finds accidents, not forgers), sha256 on request (finds both)."""
 
 import hashlib
+from collections.abc import Callable
 
 import xxhash
 
-from chimerakit.stores.local import Buffer
+from chimerakit.stores.local import CHUNK, Buffer, Reader
 
 
 class Hasher:
@@ -29,6 +30,18 @@ class Hasher:
     def sha256(self) -> str | None:
         """sha256 so far, if it was asked for."""
         return self._sha256.hexdigest() if self._sha256 else None
+
+
+def digest_range(
+    reader: Reader, start: int, nbytes: int, *, sha256: bool = False, report: Callable[[int], None] | None = None
+) -> Hasher:
+    """The digests of a range of a file; `report` is told the bytes as they are read."""
+    hasher, buffer = Hasher(sha256=sha256), memoryview(bytearray(min(CHUNK, nbytes)))
+    for piece in reader.chunks(start, nbytes, buffer):
+        hasher.update(piece)
+        if report is not None:
+            report(len(piece))
+    return hasher
 
 
 def digest_of(data: bytes) -> str:

@@ -1,0 +1,110 @@
+"""chimerakit.json: all receipts with recipe, parents and plan; written last, read first when a child is checked.
+
+It holds no times, hosts or paths, so the same merge gives the same manifest.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chimerakit._version import __version__
+from chimerakit.errors import ManifestError
+from chimerakit.numerics import VERSION as NUMERICS
+from chimerakit.recipe import recipe_to_data
+from chimerakit.records import (
+    Made,
+    MadeRow,
+    Manifest,
+    OtherFile,
+    ParentRecord,
+    Plan,
+    Receipt,
+    Shard,
+    WeightFile,
+)
+from chimerakit.stores.digest import digest_of
+from chimerakit.stores.local import read_file
+
+MANIFEST = "chimerakit.json"
+WORKSPACE = ".chimerakit"
+"""The folder in a child that is only there while the child grows."""
+FORMAT = 1
+_MAX_NBYTES = 1 << 30
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a finished child."""
+    file = path / MANIFEST
+    if not file.is_file():
+        unfinished = (path / WORKSPACE).is_dir()
+        raise ManifestError(
+            "this child is unfinished: it has no manifest yet" if unfinished else "there is no manifest",
+            where=path,
+            expected=MANIFEST,
+            do="run the same merge again to finish it"
+            if unfinished
+            else "compare with its parents: verify --table --parent ...",
+        )
+    try:
+        found = msgspec.json.decode(read_file(file, _MAX_NBYTES), type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise ManifestError(f"the manifest can't be read: {e}", where=file) from e
+    if found.format != FORMAT or found.numerics != NUMERICS:
+        raise ManifestError(
+            "the manifest is of another version",
+            where=file,
+            expected=f"format {FORMAT}, numerics {NUMERICS}",
+            found=f"format {found.format}, numerics {found.numerics}, by chimerakit {found.chimerakit}",
+            do="use the chimerakit that wrote it",
+        )
+    return found
+
+
+def make_manifest(
+    plan: Plan,
+    receipts: Sequence[Receipt],
+    files: Mapping[str, OtherFile],
+    sha256: Mapping[str, str | None],
+    *,
+    allow_nonfinite: bool,
+) -> Manifest:
+    """The manifest of a child whose jobs have these receipts. sha256: of each weight file, where it was asked for."""
+    made = {m.unit: m for receipt in receipts for m in receipt.made}
+    headers = {name: digest for receipt in receipts for name, digest in receipt.headers.items()}
+    return Manifest(
+        format=FORMAT,
+        chimerakit=__version__,
+        numerics=NUMERICS,
+        recipe=recipe_to_data(plan.recipe),
+        plan=plan.digest,
+        family=plan.family,
+        parents={name: parent_record(c.shards, c.config) for name, c in plan.parents.items()},
+        allow_nonfinite=allow_nonfinite,
+        weights={s.name: WeightFile(s.nbytes, s.header.nbytes, headers[s.name], sha256[s.name]) for s in plan.shards},
+        files=dict(files),
+        units=tuple(_made_row(plan, number, made[row.unit]) for number, row in enumerate(plan.rows)),
+    )
+
+
+def parent_record(shards: Sequence[Shard], config: Mapping[str, Any]) -> ParentRecord:
+    """A parent, by what its headers say."""
+    return ParentRecord(
+        {s.name: (s.nbytes, s.header_digest) for s in shards},
+        digest_of(msgspec.json.encode(config, order="deterministic")),
+    )
+
+
+def _made_row(plan: Plan, number: int, made: Made) -> MadeRow:
+    row = plan.rows[number]
+    return MadeRow(
+        unit=row.unit,
+        rule=row.rule,
+        parents={part.parent: part.share for part in row.inputs},
+        outcome=made.outcome,
+        tensors=made.digests,
+        sha256=made.sha256,
+        rms_error=made.rms_error,
+        nonfinite=made.nonfinite,
+    )
