@@ -26,7 +26,7 @@ from chimerakit.events import Listener, ignore
 from chimerakit.execute import Inputs, Report, Source
 from chimerakit.formats import open_checkpoint
 from chimerakit.plan.panels import Panel, cut
-from chimerakit.records import Checkpoint, Component, Role
+from chimerakit.records import COMPONENTS, Checkpoint, Component, Role
 from chimerakit.scan import Pair, ScanUnit, equal_pairs, scan, scan_units
 
 if TYPE_CHECKING:
@@ -211,7 +211,10 @@ def summarize(table: Table, *, by: Literal["component", "layer", "expert"] = "co
         groups.setdefault((row.role.component, layer, expert), []).append(row)
     pairs = [*((p, CHILD) for p in table.parents), *combinations(table.parents, 2)]
     found = []
-    for (component, layer, expert), rows in groups.items():
+    order = {component: rank for rank, component in enumerate(COMPONENTS)}
+    for (component, layer, expert), rows in sorted(
+        groups.items(), key=lambda group: (order[group[0][0]], *(-1 if n is None else n for n in group[0][1:]))
+    ):
         found.append(
             TableSummary(
                 component,
