@@ -19,6 +19,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Proofs that take longer (about an hour on two cores); their dated results stand in docs/prove.md.
+prove: $(READY)
+	EFFORT=prove $(BIN)/pytest --durations=15
+
 docs: $(READY)
 	$(BIN)/python -m chimerakit.cli.reference > docs/cli.md
 

@@ -20,9 +20,11 @@ from chimerakit.merge import merge_parents
 from chimerakit.plan import make_jobs
 from chimerakit.records import Job, Plan
 from tests import synthetic
+from tests.effort import examples
 from tests.merging import MIX, MIX_ALL, R1T, contents, interrupt, plan_of, receipts, run_python, stored
 
 SEGMENT = 30_000
+KILLS = examples(quick=7, ci=7, prove=100)
 Pair = dict[str, Path]
 
 
@@ -185,13 +187,13 @@ def test_a_killed_merge_goes_on_to_the_same_bytes(
     total = nbytes_of(plan)
     drawn = random.Random(2)
     moments = [
-        *(drawn.randrange(1, total) for _ in range(7)),
+        *(drawn.randrange(1, total) for _ in range(KILLS)),
         *("last file", "before chimerakit.json", "after chimerakit.json", "before plan.json", "after plan.json"),
     ]
     killed = run_python(KILLER, *parents.values(), tmp_path, json.dumps(moments))
     assert killed.returncode == 0, killed.stderr
-    assert any(list((tmp_path / str(n)).glob("*.safetensors.part")) for n in range(7))
-    assert any(receipts(tmp_path / str(n)) for n in range(7))
+    assert any(list((tmp_path / str(n)).glob("*.safetensors.part")) for n in range(KILLS))
+    assert any(receipts(tmp_path / str(n)) for n in range(KILLS))
     whole = contents(tmp_path / "whole")
 
     written: list[int] = []

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -23,6 +23,7 @@ from chimerakit.plan import make_plan
 from chimerakit.recipe import parse_recipe
 from chimerakit.records import Manifest
 from tests import naive, synthetic
+from tests.effort import examples
 from tests.merging import MIX, MIX_ALL, R1T, contents, merge, plan_of, run_python, sha256_of, stored, values
 
 Pair = dict[str, Path]
@@ -542,7 +543,7 @@ def _fresh(factory: pytest.TempPathFactory) -> Path:
     return factory.mktemp("random")
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_random_recipes_equal_the_naive_merge(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """All storages, layouts, selectors and dtypes: every byte is the naive merge's."""
@@ -550,12 +551,12 @@ def test_random_recipes_equal_the_naive_merge(tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(quick=400, ci=400, prove=4000))
 @given(data=st.data())
 def test_more_random_recipes_equal_the_naive_merge(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """The same, with new examples each time."""
+    """The same with more examples; with `make prove` new ones each time."""
     check_against_naive(data, _fresh(tmp_path_factory))
 
 

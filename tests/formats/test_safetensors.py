@@ -21,6 +21,7 @@ from chimerakit.formats import open_checkpoint
 from chimerakit.formats.safetensors import INDEX, header_bytes, parse_json, storage_order
 from chimerakit.records import Checkpoint, Tensor
 from tests import synthetic
+from tests.effort import examples
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -697,7 +698,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("random") / "model.safetensors"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(quick=150, ci=600, prove=20_000))
 @given(valid(), st.randoms(use_true_random=False), st.booleans())
 def test_whatever_is_written_is_read(file: Path, content: Any, random: Any, is_sorted: bool) -> None:
     """Random tensors with our header are read alike by us and by the reference, as what they were."""
@@ -765,7 +766,7 @@ def check_against_reference(file: Path) -> None:
         assert isinstance(theirs, Exception) or is_stricter, reason
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(quick=600, ci=2000, prove=200_000))
 @given(valid(), st.data())
 def test_random_damage_is_refused_or_harmless(file: Path, content: Any, data: st.DataObject) -> None:
     """A damaged header is read exactly as the reference reads it, or refused with CheckpointError, and nothing else."""
