@@ -174,7 +174,7 @@ def test_short_runs_of_plain_weights_give_the_same_bytes(
 
 @pytest.mark.slow
 def test_a_matrix_of_seventy_thousand_columns_equals_the_naive_merge(tmp_path: Path) -> None:
-    """Beyond 65536 columns, without any patching."""
+    """Wider than a panel, without any patching."""
     config = WIDE | {"hidden_size": 70_000, "n_routed_experts": 1, "moe_intermediate_size": 2, "q_lora_rank": 130}
     small = {"kv_lora_rank": 2, "qk_rope_head_dim": 2, "v_head_dim": 1, "qk_nope_head_dim": 2, "vocab_size": 1}
     pair = wide_pair(tmp_path, "fp8", config | small)

@@ -81,7 +81,7 @@ def plan(
         from chimerakit.child import check_output
 
         check_output(made, output)
-    view = show.plan_view(made, threads)
+    view = show.plan_view(made, output, threads)
     if as_json or full or not sys.stdout.isatty():
         show.print_json(made if full else view)
     else:

@@ -16,6 +16,7 @@ from chimerakit.errors import printable
 from chimerakit.plan import peak_memory
 from chimerakit.records import Findings, Plan, RuleSummary
 from chimerakit.runners.local import default_threads
+from chimerakit.stores.local import free_nbytes
 
 if TYPE_CHECKING:
     from chimerakit.demo import Demo
@@ -66,13 +67,15 @@ class PlanView(Struct, frozen=True):
     """Bytes read, and bytes in all."""
     weight_files: int
     output_nbytes: int
+    free_nbytes: int | None
+    """Where the child shall go; None if no folder was named."""
     peak_memory: int
     edits: dict[str, str]
     """Files that are not copies, and what was changed."""
     notes: tuple[str, ...]
 
 
-def plan_view(plan: Plan, threads: int | None) -> PlanView:
+def plan_view(plan: Plan, output: Path | None, threads: int | None) -> PlanView:
     """The view of a plan."""
     return PlanView(
         plan=plan.digest,
@@ -81,6 +84,7 @@ def plan_view(plan: Plan, threads: int | None) -> PlanView:
         parents={n: {"read": plan.reads[n], "in_all": c.nbytes} for n, c in plan.parents.items()},
         weight_files=len(plan.shards),
         output_nbytes=plan.output_nbytes,
+        free_nbytes=None if output is None else free_nbytes(output),
         peak_memory=peak_memory(plan, threads or default_threads()),
         edits={f.name: f.edit for f in plan.files if f.edit is not None},
         notes=plan.notes,
@@ -107,7 +111,8 @@ def print_plan(view: PlanView) -> None:
     for name, sizes in view.parents.items():
         _add(parents, name, say_nbytes(sizes["read"]), say_nbytes(sizes["in_all"]))
     console.print(parents)
-    print(f"\nchild: {view.weight_files} weight files, {say_nbytes(view.output_nbytes)} on disk")
+    free = "" if view.free_nbytes is None else f" ({say_nbytes(view.free_nbytes)} are free there)"
+    print(f"\nchild: {view.weight_files} weight files, {say_nbytes(view.output_nbytes)} on disk{free}")
     print(f"peak memory: {say_nbytes(view.peak_memory)}")
     for name, edit in view.edits.items():
         print(printable(f"edited: {name}: {edit}"))

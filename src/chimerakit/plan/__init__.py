@@ -28,8 +28,10 @@ from chimerakit.stores.digest import digest_of
 SEGMENT_NBYTES = 256 << 20
 """Bytes that one job writes, if its units allow: enough to make jobs few, little enough to lose."""
 
-_BASELINE = 110 << 20
-_BASELINE_MIXING = 300 << 20
+_BASELINE = 90 << 20
+"""Bytes of a process that only copies, before it begins."""
+_BASELINE_MIXING = 240 << 20
+"""The same with compiled kernels loaded."""
 _COPY_BUFFERS = 8 << 20
 
 
@@ -106,7 +108,7 @@ def make_jobs(plan: Plan, output: Path, *, allow_nonfinite: bool = False, sha256
 def peak_memory(plan: Plan, threads: int) -> int:
     """Bytes of memory that running the plan takes at most: the process, and each thread's buffers."""
     panel = max((_panel_nbytes(row) for row in plan.rows if row.kind != "copy"), default=0)
-    records = 1200 * len(plan.rows)
+    records = 2500 * len(plan.rows)
     return (_BASELINE_MIXING if panel else _BASELINE) + records + threads * (_COPY_BUFFERS + panel)
 
 

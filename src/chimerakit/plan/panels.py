@@ -10,7 +10,7 @@ from typing import NamedTuple
 from chimerakit.dtypes import numel_of
 
 BLOCK = 128
-BLOCKED_COLS = 1 << 16
+BLOCKED_COLS = 1 << 15
 """Columns of a panel of blocks at most."""
 FLAT_WEIGHTS = 1 << 20
 """Weights of a panel that knows no blocks."""
