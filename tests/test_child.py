@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from chimerakit.errors import ChangedError, ManifestError, OutputError
+from chimerakit.errors import ChangedError, CheckpointError, ManifestError, OutputError
 from chimerakit.events import Event, FileDone, JobDone, Said
 from chimerakit.manifest import read_manifest
 from chimerakit.merge import merge_parents
@@ -109,7 +109,7 @@ def test_a_second_call_on_a_finished_child_does_nothing(plan: Plan, whole: dict[
     assert (merged.jobs_run, merged.jobs_reused, merged.nbytes_written) == (0, len(plan.segments), 0)
     assert merged.manifest == read_manifest(child)
     assert [e.text for e in events if isinstance(e, Said)] == [
-        f"{child} is this child already; `chimerakit verify` checks its bytes"
+        f"{child} is this child already; `chimerakit verify` proves all of it"
     ]
     assert {p: p.stat().st_mtime_ns for p in child.rglob("*")} == before
 
@@ -706,3 +706,106 @@ def test_a_manifest_of_another_version_is_refused(
         read_manifest(tmp_path)
     assert f"found:    {expected}, by chimerakit {manifest['chimerakit']}" in str(refusal.value)
     assert "to do:    use the chimerakit that wrote it" in str(refusal.value)
+
+
+# ------------------------------------------------------------------------- other weights, other files
+
+
+def test_a_finished_child_of_a_parent_with_the_same_headers_is_refused(
+    plan: Plan, parents: Pair, tmp_path: Path
+) -> None:
+    """Plans know parents by their headers; a sister checkpoint of the same layout is told apart by its weights."""
+    merge_parents(plan, tmp_path / "child")
+    sister = synthetic.make(tmp_path / "r1", 3, "fp8", shards=2, shuffle=5)
+    other = plan_of({**parents, "r1": sister}, MIX, segment_nbytes=SEGMENT)
+    assert other.digest == plan.digest
+    with pytest.raises(OutputError, match="a finished child of parents with the same headers and other weights"):
+        merge_parents(other, tmp_path / "child")
+
+
+def test_a_finished_child_without_sha256_is_not_called_one_with(plan: Plan, tmp_path: Path) -> None:
+    """Asking for sha256 afterwards is answered with how to get it."""
+    merge_parents(plan, tmp_path / "child")
+    with pytest.raises(OutputError, match=r"without sha256(?s:.*)--force makes it again"):
+        merge_parents(plan, tmp_path / "child", sha256=True)
+
+
+def test_another_file_that_changes_after_planning_is_refused(own_pair: Pair, tmp_path: Path) -> None:
+    """config.json is a row of the plan, too: an edited one is not copied silently."""
+    plan = plan_of(own_pair, R1T)
+    config = own_pair["v3"] / "config.json"
+    config.write_text(config.read_text().replace('"num_experts_per_tok": 2', '"num_experts_per_tok": 1'))
+    with pytest.raises(ChangedError, match=r"config\.json: has changed since the plan was made"):
+        merge_parents(plan, tmp_path / "child")
+    assert not (tmp_path / "child" / "chimerakit.json").exists()
+
+
+def test_a_file_that_cant_be_read_is_refused_before_weights_are_written(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the child would get is known to be readable before work begins."""
+    monkeypatch.setattr("os.access", lambda path, _: Path(path).name != "tokenizer.json")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: can't be read; the child would get it"):
+        merge_parents(plan, tmp_path / "child")
+    assert not (tmp_path / "child").exists()
+
+
+def test_a_foreign_file_in_an_unfinished_child_is_refused(plan: Plan, tmp_path: Path) -> None:
+    """Nothing that the child does not know may hide among its files; hidden files are nobody's business."""
+    interrupt(plan, tmp_path / "child", after=nbytes_of(plan) // 2)
+    (tmp_path / "child" / ".hidden").write_text("")
+    (tmp_path / "child" / "evil.py").write_text("")
+    with pytest.raises(OutputError, match=r"holds something else beside the unfinished child(?s:.*)evil\.py"):
+        merge_parents(plan, tmp_path / "child")
+    (tmp_path / "child" / "evil.py").unlink()
+    merge_parents(plan, tmp_path / "child")
+
+
+def test_a_name_that_no_file_system_takes_is_one_clear_error(plan: Plan, tmp_path: Path) -> None:
+    """Not a traceback."""
+    with pytest.raises(OutputError, match="can't be used: File name too long"):
+        merge_parents(plan, tmp_path / ("x" * 300))
+    with pytest.raises(OutputError, match="name is not UTF-8"):
+        merge_parents(plan, tmp_path / "\udcff")
+
+
+def test_parents_that_are_files_may_lie_beside_the_child(tmp_path: Path) -> None:
+    """A single weight file's folder is not the parent."""
+    paths = {}
+    for number, name in enumerate(("v3", "r1")):
+        paths[name] = tmp_path / f"{name}.safetensors"
+        synthetic.write_shard(paths[name], synthetic.tensors_of(number))
+    plan = plan_of(paths, "- {take: r1, tensors: '*.experts.*'}")
+    merge_parents(plan, tmp_path / "child")
+    found, v3, r1 = stored(tmp_path / "child"), stored_in(paths["v3"]), stored_in(paths["r1"])
+    assert found == {name: (r1 if ".experts." in name else v3)[name] for name in v3}
+
+
+def stored_in(file: Path) -> dict[str, Any]:
+    only = file.parent / f"only {file.stem}"
+    only.mkdir()
+    shutil.copy(file, only)
+    return stored(only)
+
+
+def test_a_receipt_is_written_after_its_bytes_are_on_the_disk(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power loss: between the last write of a job and its receipt every file that it wrote is synced."""
+    dirty, order = set[str](), list[str]()
+    pwrite = os.pwrite
+
+    def name_of(fd: int) -> str:
+        return Path(f"/proc/self/fd/{fd}").readlink().name
+
+    def write(fd: int, data: memoryview, offset: int) -> int:
+        if name_of(fd).endswith(".safetensors.part"):
+            dirty.add(name_of(fd))
+        elif name_of(fd).removesuffix(".json.part").isdigit():
+            order.append(f"receipt with {len(dirty)} unsynced")
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    monkeypatch.setattr(os, "fsync", lambda fd: dirty.discard(name_of(fd)))
+    merge_parents(plan, tmp_path / "child", threads=1)
+    assert order == ["receipt with 0 unsynced"] * len(plan.segments)

@@ -1,6 +1,7 @@
 """What refusals look like."""
 
 import inspect
+import pickle
 import re
 from typing import Any
 
@@ -107,3 +108,18 @@ def test_what_to_do_may_be_several_lines() -> None:
     """Advice may show a whole recipe; its lines stay lines, other characters are escaped there as well."""
     error: Any = ChimerakitError("no", do="write:\n    a: \x1b")
     assert str(error) == "no\n  to do:    write:\n    a: \\x1b"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CheckpointError("is cut", where="a file", expected=5, found=4, do="download it again"),
+        PlanError(["one", "two"]),
+        MissingExtraError("torch", "eval"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_travel_between_processes(error: ChimerakitError) -> None:
+    """A worker's error arrives as it was: class, message, and what it holds."""
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.__dict__) == (type(error), str(error), error.__dict__)

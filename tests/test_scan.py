@@ -1,18 +1,19 @@
 """Scanning: units of several checkpoints in one pass, cut into jobs."""
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from chimerakit import scan
 from chimerakit.anatomy import Anatomy
 from chimerakit.events import ignore
+from chimerakit.execute import Inputs
 from chimerakit.formats import open_checkpoint
-from chimerakit.stores.digest import digest_of
 from tests import synthetic
-from tests.merging import stored
 
 
 def test_jobs_hold_every_unit_once_and_no_more_than_asked(tmp_path: Path) -> None:
@@ -23,17 +24,6 @@ def test_jobs_hold_every_unit_once_and_no_more_than_asked(tmp_path: Path) -> Non
     assert Counter(u.name for job in jobs for u in job.units) == Counter(u.name for u in units)
     assert all(job.nbytes <= 100_000 or len(job.units) == 1 for job in jobs)
     assert len(jobs) > 5
-
-
-def test_digests_are_those_of_the_bytes(tmp_path: Path) -> None:
-    """Each tensor's digest is that of its bytes, read here without the scanner."""
-    root = synthetic.make(tmp_path / "a", 1, "fp8", shuffle=1)
-    sides = {"a": open_checkpoint(root)}
-    units = scan.scan_units({"a": Anatomy(sides["a"]).units()})
-    found = {}
-    for _, digests in scan.scan("x", scan.digest_side("a"), sides, units, threads=2, listener=ignore):
-        found.update(digests)
-    assert found == {name: digest_of(data) for name, (_, _, data) in stored(root).items()}
 
 
 @pytest.mark.parametrize("chunk", [1009, 1 << 22])
@@ -56,3 +46,51 @@ def test_equal_pairs_are_those_with_the_same_bytes(tmp_path: Path, monkeypatch: 
     for unit, pairs in scan.scan("x", scan.equal_pairs, sides, units, threads=2, listener=ignore):
         expected = {("a", "d")} if unit.name == name else set(combinations("abcd", 2))
         assert pairs == expected, unit.name
+
+
+def test_a_first_unit_without_bytes_is_in_a_job(tmp_path: Path) -> None:
+    """Tensors of no elements are legal, also in the first place."""
+    tensors = {"empty": np.zeros((0, 4), np.float32), "full": np.ones(4, np.float32)}
+    root = synthetic.write_checkpoint(tmp_path / "a", tensors, synthetic.config_of("bf16"), shards=1)
+    sides = {"a": open_checkpoint(root), "b": open_checkpoint(root)}
+    units = scan.scan_units({n: Anatomy(c).units() for n, c in sides.items()})
+    answers = scan.scan("x", scan.equal_pairs, sides, units, threads=1, listener=ignore)
+    assert {unit.name: pairs for unit, pairs in answers} == {"empty": {("a", "b")}, "full": {("a", "b")}}
+
+
+def reported(tmp_path: Path, report: Callable[[int], None]) -> int:
+    """Bytes of all units of three sides, each unit compared with a report."""
+    tensors = synthetic.tensors_of(1, "fp8")
+    config = synthetic.config_of("fp8")
+    for side, content in {"a": tensors, "b": tensors, "c": synthetic.tensors_of(2, "bf16")}.items():
+        synthetic.write_checkpoint(tmp_path / side, content, config)
+    sides = {side: open_checkpoint(tmp_path / side) for side in "abc"}
+    units = scan.scan_units({n: Anatomy(c).units() for n, c in sides.items()})
+    (job,) = scan.cut_jobs(sides, units)
+    with Inputs(job.roots, job.signatures) as inputs:
+        for unit in units:
+            scan.equal_pairs(unit, inputs, report)
+    return sum(unit.nbytes for unit in units)
+
+
+def test_comparing_reports_all_bytes_as_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports come piece by piece and add up to all bytes, also those that need not be read."""
+    monkeypatch.setattr(scan, "CHUNK", 1009)
+    seen: list[int] = []
+    nbytes = reported(tmp_path, seen.append)
+    assert sum(seen) == nbytes
+    assert seen.count(1009) > 100
+
+
+def test_a_report_that_raises_stops_comparing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has seen enough waits for no unit to end."""
+    monkeypatch.setattr(scan, "CHUNK", 1009)
+    seen: list[int] = []
+
+    def stop(nbytes: int) -> None:
+        seen.append(nbytes)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        reported(tmp_path, stop)
+    assert seen == [1009]

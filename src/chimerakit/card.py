@@ -8,7 +8,7 @@ from chimerakit.records import Plan
 
 def write_card(plan: Plan) -> str:
     """The text of the child's README.md; the same for the same plan."""
-    hub_names = [name for name in plan.recipe.parents.values() if name is not None]
+    hub_names = [name.partition("@")[0] for name in plan.recipe.parents.values() if name is not None]
     front = {"base_model": hub_names, "base_model_relation": "merge"} if hub_names else {}
     front = {**front, "library_name": "transformers", "tags": ["merge", "chimera", "chimerakit"]}
     parents = "\n".join(

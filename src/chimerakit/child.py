@@ -11,19 +11,19 @@ and last the manifest; then the folder .chimerakit goes. A folder without manife
 import fcntl
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
 from chimerakit.card import write_card
-from chimerakit.errors import ChimerakitError, ManifestError, OutputError
+from chimerakit.errors import CheckpointError, ChimerakitError, ManifestError, OutputError
 from chimerakit.execute import Report
 from chimerakit.formats.safetensors import INDEX
-from chimerakit.manifest import MANIFEST, WORKSPACE, make_manifest, read_manifest
+from chimerakit.manifest import MANIFEST, WORKSPACE, encode_manifest, make_manifest, read_manifest
 from chimerakit.records import FileRow, Job, Manifest, OtherFile, Plan, Receipt
-from chimerakit.stores.digest import Hasher, digest_range
+from chimerakit.stores.digest import Hasher, digest_file, digest_range
 from chimerakit.stores.local import (
     CHUNK,
     PART,
@@ -58,28 +58,53 @@ class _Begun(Struct, frozen=True):
 
 
 def check_output(plan: Plan, path: Path, *, force: bool = False) -> None:
-    """Refuse a folder that can't become this child, before anything is written."""
+    """Refuse what can't become this child, before anything is written: the folder, the disk, unreadable files."""
+    try:
+        _check_place(plan, path)
+        _check_contents(plan, path, force=force)
+        _check_space(plan, path)
+    except OSError as e:  # a name too long, a folder that may not be entered
+        raise OutputError(f"can't be used: {e.strerror}", where=e.filename or path) from e
+    for row in plan.files:
+        if row.parent is not None and row.source is not None:
+            source = Path(plan.parents[row.parent].root, row.source)
+            if not os.access(source, os.R_OK):
+                raise CheckpointError("can't be read; the child would get it", where=source)
+
+
+def _check_place(plan: Plan, path: Path) -> None:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as e:
+        raise OutputError("the output folder's name is not UTF-8", where=path, do="choose another name") from e
     if path.is_symlink():
         raise OutputError("is a symbolic link; output is never written through one", where=path)
+    if path.exists() and not path.is_dir():
+        raise OutputError("is not a folder", where=path)
     real = path.resolve()
     for name, parent in plan.parents.items():
         root = Path(parent.root).resolve()
-        if real == root or root in real.parents or real in root.parents:
-            how = (
-                "is the parent"
-                if real == root
-                else "lies inside the parent"
-                if root in real.parents
-                else "holds the parent"
+        if not parent.is_folder:  # its neighbours are none of its business
+            continue
+        how = {real == root: "is", root in real.parents: "lies inside", real in root.parents: "holds"}.get(True)
+        if how is not None:
+            raise OutputError(
+                f"the output folder {how} the parent {name!r}", where=path, found=root, do="choose another folder"
             )
-            raise OutputError(f"the output folder {how} {name!r}", where=path, found=root, do="choose another folder")
-    if path.exists() and not path.is_dir():
-        raise OutputError("is not a folder", where=path)
-    _check_contents(plan, path, force=force)
+
+
+def _check_space(plan: Plan, path: Path) -> None:
     on_disk = sum(f.stat().st_blocks * 512 for f in path.glob("*") if f.is_file()) if path.is_dir() else 0
     needed, free = plan.output_nbytes + _SPARE - on_disk, free_nbytes(path)
     if needed > free:
         raise OutputError("too little disk space", where=path, expected=f"{needed} bytes", found=f"{free} bytes free")
+
+
+def _foreign(path: Path, names: Iterable[str]) -> list[str]:
+    """What stands in a folder beside these files, their parts and hidden things."""
+    tops = {Path(name).parts[0] for name in names}
+    known = {*tops, *(top + PART for top in tops)}
+    return sorted(p.name for p in path.iterdir() if p.name not in known and not p.name.startswith("."))
 
 
 def _check_contents(plan: Plan, path: Path, *, force: bool) -> None:
@@ -104,6 +129,8 @@ def _check_contents(plan: Plan, path: Path, *, force: bool) -> None:
         return
     if begun.plan != plan.digest or begun.segments != plan.segments:
         raise OutputError("holds an unfinished child of another plan", where=path, do="--force starts over")
+    if foreign := _foreign(path, begun.files):
+        raise OutputError("holds something else beside the unfinished child", where=path, found=", ".join(foreign[:5]))
     if begun.signatures != _signatures(plan):
         raise OutputError(
             "a parent's file has changed since this child was begun", where=path, do="--force starts over"
@@ -116,7 +143,19 @@ def is_finished(path: Path) -> bool:
 
 
 def _signatures(plan: Plan) -> dict[str, dict[str, tuple[int, int]]]:
-    return {name: {s.name: (s.nbytes, s.mtime_ns) for s in c.shards} for name, c in plan.parents.items()}
+    """Of every file of a parent that the child has bytes of."""
+    copied: dict[str, set[str]] = {name: set() for name in plan.parents}
+    for row in plan.files:
+        if row.parent is not None and row.source is not None:
+            copied[row.parent].add(row.source)
+    return {
+        name: {
+            file: signature
+            for file, signature in c.signatures.items()
+            if file in copied[name] or file in {s.name for s in c.shards}
+        }
+        for name, c in plan.parents.items()
+    }
 
 
 def clean_up(path: Path) -> None:
@@ -196,9 +235,7 @@ class Child:
         for name in names:
             if not (Path(name).parts and (root / name).parent.resolve().is_relative_to(root)):
                 raise ManifestError("names a file outside its folder", where=self.path / MANIFEST, found=repr(name))
-        tops = {Path(name).parts[0] for name in names}
-        known = {WORKSPACE, *tops, *(top + PART for top in tops)}
-        if left := sorted(p.name for p in self.path.iterdir() if p.name not in known):
+        if left := _foreign(self.path, names):
             raise OutputError(
                 "the output folder holds something else; nothing was deleted",
                 where=self.path,
@@ -274,10 +311,11 @@ class Child:
         files = {row.name: self._write_other(row) for row in self._plan.files if row not in last}
         files[CARD] = self._write_text(CARD, write_card(self._plan).encode())
         files |= {row.name: self._write_other(row) for row in last}
-        sha256 = {shard.name: self._sha256_of(shard.name) for shard in self._plan.shards}
+        # A whole file's sha256 needs its bytes in order, so the file is read once more.
+        names = [shard.name for shard in self._plan.shards]
+        sha256 = {n: digest_file(self.path / n, sha256=True).sha256 if self._sha256 else None for n in names}
         manifest = make_manifest(self._plan, receipts, files, sha256, allow_nonfinite=self._allow_nonfinite)
-        text = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
-        write_file(self.path / MANIFEST, text)
+        write_file(self.path / MANIFEST, encode_manifest(manifest))
         (self._workspace / "plan.json").unlink()  # first, so that a kill in the middle leaves a finished child
         clean_up(self.path)
         sync_folder(self.path)
@@ -292,7 +330,8 @@ class Child:
     def _write_other(self, row: FileRow) -> OtherFile:
         if row.text is not None:
             return self._write_text(row.name, row.text.encode())
-        reader = Reader(Path(self._plan.parents[row.parent or ""].root, row.source or ""))
+        parent, source = self._plan.parents[row.parent or ""], row.source or ""
+        reader = Reader(Path(parent.root, source), parent.signatures[source])
         target, hasher = self.path / row.name, Hasher(sha256=self._sha256)
         make_folder(target.parent)
         target.with_name(target.name + PART).unlink(missing_ok=True)
@@ -309,13 +348,3 @@ class Child:
             reader.close()
         finish_file(target)
         return OtherFile(reader.nbytes, hasher.xxh3, hasher.sha256)
-
-    def _sha256_of(self, name: str) -> str | None:
-        """sha256 of a whole weight file, if it was asked for; it needs the bytes in order, so the file is read once more."""
-        if not self._sha256:
-            return None
-        reader = Reader(self.path / name)
-        try:
-            return digest_range(reader, 0, reader.nbytes, sha256=True).sha256
-        finally:
-            reader.close()

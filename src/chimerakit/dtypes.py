@@ -46,6 +46,8 @@ STORAGE_TYPES: dict[str, StorageType] = {
     "U64": StorageType(64, "uint64"),
 }
 
+BLOCK = 128
+"""Both sides of an FP8 block."""
 FP8_BLOCK = "FP8_BLOCK"
 """The storage of a unit, not of a tensor: F8_E4M3 codes with one scale for each 128x128 block."""
 FP8_BLOCK_UE8M0 = "FP8_BLOCK_UE8M0"

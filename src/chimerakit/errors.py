@@ -14,7 +14,7 @@ A message says what, where (file, tensor), what was expected and found, and what
 characters: names come from files that anybody may have written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def printable(text: object) -> str:
@@ -37,6 +37,17 @@ class ChimerakitError(Exception):
         if do:
             lines += f"  to do:    {do}".split("\n")  # the one part that may be several lines: our own words
         super().__init__("\n".join(map(printable, lines)))
+
+    def __reduce__(self) -> tuple[Callable[..., "ChimerakitError"], tuple[object, ...]]:
+        # The constructors take parts, not the message: a worker's error is put together again from what it holds.
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[ChimerakitError], args: tuple[str, ...], content: dict[str, object]) -> ChimerakitError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(content)
+    return error
 
 
 class RecipeError(ChimerakitError):

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from chimerakit.dtypes import FP8_BLOCKS
+from chimerakit.dtypes import BLOCK, FP8_BLOCKS
 from chimerakit.errors import NonFiniteError
 from chimerakit.plan.panels import Cut, Panel, cut
 from chimerakit.records import Header, Input, Job, Made, Outcome, Receipt, Row, Tensor
-from chimerakit.stores.digest import Hasher, digest_of, digest_range
+from chimerakit.stores.digest import Hasher, TensorDigests, digest_of
 from chimerakit.stores.local import CHUNK, Buffer, PartFile, Reader, Readers, same_bytes
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def run_job(job: Job, report: Report) -> Receipt:
                 Made(
                     unit=row.unit,
                     outcome=result.outcome,
-                    digests={name: xxh3 for name, (xxh3, _) in digests.items()},
-                    sha256={name: sha or "" for name, (_, sha) in digests.items()} if job.sha256 else None,
+                    digests={name: found.xxh3 for name, found in digests.items()},
+                    sha256={name: found.sha256 or "" for name, found in digests.items()} if job.sha256 else None,
                     rms_error=result.rms_error,
                     nonfinite=result.nonfinite,
                 )
@@ -92,7 +92,7 @@ class _Files:
         self._job = job
         self._report = report
         self._parts: dict[str, PartFile] = {}
-        self._hashers: dict[str, tuple[int, Hasher]] = {}
+        self._digests = TensorDigests(sha256=job.sha256)
 
     def __enter__(self) -> "_Files":
         return self
@@ -108,37 +108,33 @@ class _Files:
 
     def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
         self._part(tensor.file).write(data, tensor.start + start)
-        done, hasher = self._hashers.setdefault(tensor.name, (0, Hasher(sha256=self._job.sha256)))
-        size = memoryview(data).nbytes
-        if done == start:
-            hasher.update(data)
-            self._hashers[tensor.name] = (done + size, hasher)
-        self._report(size)
+        self._digests.update(tensor, start, data)
+        self._report(memoryview(data).nbytes)
 
     def write_header(self, header: Header, inputs: Inputs) -> str:
         """Write the bytes before the first weight; returns their digest."""
         if header.parent is not None and header.shard is not None:
             data = inputs.reader(header.parent, header.shard).read(0, header.nbytes)
         else:
-            text = (header.text or "").encode("utf-8", "surrogatepass")
-            data = len(text).to_bytes(8, "little") + text
+            data = new_header(header)
         self._part(header.file).write(data, 0)
         self._report(len(data))
         return digest_of(data)
 
-    def digest(self, tensor: Tensor) -> tuple[str, str | None]:
-        """xxh3-128 and sha256 of a tensor that was written; read back if its bytes did not come in order."""
-        done, hasher = self._hashers.pop(tensor.name, (0, Hasher(sha256=self._job.sha256)))
-        if done != tensor.nbytes:
-            with Readers() as readers:
-                reader = readers.get(self._part(tensor.file).part)
-                hasher = digest_range(reader, tensor.start, tensor.nbytes, sha256=self._job.sha256)
-        return hasher.xxh3, hasher.sha256
+    def digest(self, tensor: Tensor) -> Hasher:
+        """The digests of a tensor that was written."""
+        return self._digests.take(tensor, self._part(tensor.file).part)
 
     def sync(self) -> None:
         """Wait until everything is on the disk."""
         for part in self._parts.values():
             part.sync()
+
+
+def new_header(header: Header) -> bytes:
+    """The bytes of a header that is no parent's: its text after its length."""
+    text = (header.text or "").encode("utf-8", "surrogatepass")
+    return len(text).to_bytes(8, "little") + text
 
 
 # -------------------------------------------------------------------------------------------- one unit
@@ -230,9 +226,11 @@ class Source:
         self._width = self._weight.nbytes // max(1, whole.rows * whole.cols)
         self._share = np.float32(part.share)
         self._scales = None
+        self._scale_dtype = None
         if part.storage in FP8_BLOCKS:
             scale = part.tensors[1]
             data = inputs.reader(part.parent, scale.file).read(scale.start, scale.nbytes)
+            self._scale_dtype = scale.dtype
             self._scale_width = 1 if scale.dtype == "F8_E8M0" else 4
             self._scales = np.frombuffer(data, np.uint8).reshape(scale.shape[0], scale.shape[1] * self._scale_width)
 
@@ -252,9 +250,9 @@ class Source:
                 self._reader.read_into(line.data, self._weight.start + at)
         scales = None
         if self._scales is not None:
-            first, last, width = panel.col // 128, -(-(panel.col + panel.cols) // 128), self._scale_width
-            scales = self._scales[panel.row // 128, first * width : last * width]
-        return Term(self._part.storage, self._share, data, scales)
+            first, last, width = panel.col // BLOCK, -(-(panel.col + panel.cols) // BLOCK), self._scale_width
+            scales = self._scales[panel.row // BLOCK, first * width : last * width]
+        return Term(self._part.storage, self._share, data, scales, self._scale_dtype)
 
 
 def _write_panel(weight: Tensor, whole: Cut, panel: Panel, encoded: "Encoded", sink: Sink) -> None:

@@ -70,7 +70,10 @@ def make_manifest(
     *,
     allow_nonfinite: bool,
 ) -> Manifest:
-    """The manifest of a child whose jobs have these receipts. sha256: of each weight file, where it was asked for."""
+    """The manifest of a child whose jobs have these receipts. sha256: of each weight file, where it was asked for.
+
+    allow_nonfinite stands in it only if it was needed, so the option alone makes no other manifest.
+    """
     made = {m.unit: m for receipt in receipts for m in receipt.made}
     headers = {name: digest for receipt in receipts for name, digest in receipt.headers.items()}
     return Manifest(
@@ -81,11 +84,21 @@ def make_manifest(
         plan=plan.digest,
         family=plan.family,
         parents={name: parent_record(c.shards, c.config) for name, c in plan.parents.items()},
-        allow_nonfinite=allow_nonfinite,
+        allow_nonfinite=allow_nonfinite and any(m.nonfinite for m in made.values()),
         weights={s.name: WeightFile(s.nbytes, s.header.nbytes, headers[s.name], sha256[s.name]) for s in plan.shards},
-        files=dict(files),
+        files=dict(sorted(files.items())),
         units=tuple(_made_row(plan, number, made[row.unit]) for number, row in enumerate(plan.rows)),
     )
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The text of a manifest; the same for the same manifest."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def is_as_encoded(path: Path, manifest: Manifest) -> bool:
+    """Whether the file is this manifest as it is written: no key twice, none that means nothing, none left out."""
+    return read_file(path / MANIFEST, _MAX_NBYTES) == encode_manifest(manifest)
 
 
 def parent_record(shards: Sequence[Shard], config: Mapping[str, Any]) -> ParentRecord:

@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from chimerakit.dtypes import numel_of
-
 Component = Literal[
     "embedding", "head", "norm", "attention", "dense_mlp", "router", "routed_experts", "shared_experts", "other"
 ]
@@ -64,6 +62,7 @@ class File(Struct, frozen=True):
 
     name: str
     nbytes: int
+    mtime_ns: int
 
 
 class Checkpoint(Struct, frozen=True):
@@ -78,9 +77,12 @@ class Checkpoint(Struct, frozen=True):
     files: tuple[File, ...]
     """Everything that is neither weights nor hidden."""
     left_out: tuple[str, ...]
-    """Weight files that are no part of the checkpoint (other formats, shards that no index names)."""
+    """What is no part of the checkpoint and not copied: weight files in other formats, shards that no index names,
+    linked folders."""
     index: File | None
     """The index file, None for a single weight file."""
+    is_folder: bool = True
+    """False for a single file, whose neighbours have nothing to do with it."""
     texts: dict[str, str] = {}
     """Small files that a plan may have to edit: tokenizer_config.json, chat_template.jinja."""
 
@@ -88,6 +90,12 @@ class Checkpoint(Struct, frozen=True):
     def nbytes(self) -> int:
         """Bytes of all weight files."""
         return sum(s.nbytes for s in self.shards)
+
+    @property
+    def signatures(self) -> dict[str, tuple[int, int]]:
+        """Size and mtime_ns of every file, so that a changed one is noticed."""
+        index = () if self.index is None else (self.index,)
+        return {f.name: (f.nbytes, f.mtime_ns) for f in (*self.shards, *self.files, *index)}
 
 
 class Role(Struct, frozen=True):
@@ -465,8 +473,3 @@ class Findings(Struct, frozen=True):
     def ok(self) -> bool:
         """Whether everything holds."""
         return not self.failed
-
-
-def numel(unit: Unit) -> int:
-    """Weights of a unit."""
-    return numel_of(unit.shape)

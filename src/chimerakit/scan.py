@@ -1,7 +1,7 @@
 """One reading pass over the units of any number of checkpoints, as jobs: what verifying, explaining and comparing share.
 
 A side is one checkpoint of the scan, under a name. What is asked of a unit is a function of its sides' bytes; this
-module cuts the work into jobs, reads, and knows the two cheapest questions: digests, and which sides are byte-equal.
+module cuts the work into jobs, reads, and knows the cheapest question: which sides are byte-equal.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,6 @@ from chimerakit.execute import Inputs, Report
 from chimerakit.records import Checkpoint, Input, Role, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.runners.watched import run_watched
-from chimerakit.stores.digest import digest_range
 from chimerakit.stores.local import CHUNK, same_bytes
 
 R = TypeVar("R")
@@ -67,15 +66,15 @@ def cut_jobs(
 ) -> list[ScanJob]:
     """Jobs of a size worth telling about."""
     groups: list[list[ScanUnit]] = []
-    size = segment_nbytes
+    size = None
     for unit in units:
-        if size + unit.nbytes > segment_nbytes:
+        if size is None or size + unit.nbytes > segment_nbytes:
             groups.append([])
             size = 0
         groups[-1].append(unit)
         size += unit.nbytes
     roots = {name: c.root for name, c in sides.items()}
-    signatures = {name: {s.name: (s.nbytes, s.mtime_ns) for s in c.shards} for name, c in sides.items()}
+    signatures = {name: c.signatures for name, c in sides.items()}
     return [ScanJob(number, roots, signatures, tuple(group)) for number, group in enumerate(groups)]
 
 
@@ -99,32 +98,30 @@ def scan(
         yield from answers
 
 
-def digest_side(side: str) -> Callable[[ScanUnit, Inputs, Report], dict[str, str]]:
-    """The question: xxh3-128 of each tensor of one side."""
-
-    def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> dict[str, str]:
-        return {
-            t.name: digest_range(inputs.reader(side, t.file), t.start, t.nbytes, report=report).xxh3
-            for t in unit.sides[side].tensors
-        }
-
-    return ask
-
-
 def equal_pairs(unit: ScanUnit, inputs: Inputs, report: Report) -> set[Pair]:
-    """The question: which pairs of sides have the same bytes. Reads a side no further than it may be somebody's equal."""
+    """The question: which pairs of sides have the same bytes. Reads a side no further than it may be somebody's equal.
+
+    Reports what it reads, and in the end what it need not read, so that all of the unit is reported.
+    """
     alike: dict[tuple[tuple[str, tuple[int, ...]], ...], list[str]] = {}
     for name, side in unit.sides.items():
         alike.setdefault(tuple((t.dtype, t.shape) for t in side.tensors), []).append(name)
     found: set[Pair] = set()
+    done = 0
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        report(nbytes)
+
     for names in alike.values():
-        found |= _equal_among({name: unit.sides[name] for name in names}, inputs)
-    report(unit.nbytes)
+        found |= _equal_among({name: unit.sides[name] for name in names}, inputs, count)
+    report(unit.nbytes - done)
     return found
 
 
-def _equal_among(sides: Mapping[str, Input], inputs: Inputs) -> set[Pair]:
-    """The pairs with the same bytes among sides whose tensors have the same dtypes and shapes."""
+def _equal_among(sides: Mapping[str, Input], inputs: Inputs, report: Report) -> set[Pair]:
+    """The pairs with the same bytes among sides whose tensors have the same dtypes and shapes; reports what it reads."""
     pairs = set(combinations(sides, 2))
     tensors = next(iter(sides.values())).tensors
     most = min(CHUNK, max(t.nbytes for t in tensors))
@@ -135,5 +132,6 @@ def _equal_among(sides: Mapping[str, Input], inputs: Inputs) -> set[Pair]:
             for name, piece in pieces.items():
                 there = sides[name].tensors[number]
                 inputs.reader(name, there.file).read_into(piece, there.start + done)
+                report(len(piece))
             pairs = {(a, b) for a, b in pairs if same_bytes(pieces[a], pieces[b])}
     return pairs

@@ -4,10 +4,13 @@ Needs no manifest, so it works on any child. Each unit is equal to one parent, t
 
     by bytes     the stored bytes are those of a parent, scales included
     by values    decoded values (code x scale, float32) are close: |a - b| <= 1e-5 + 1e-5 |b|
-    mixed        some weighted sum of the parents comes as near as storing it would have lost anyway; the shares are
+    converted    the stored bytes are those of a parent's values once they are stored the child's way
+    mixed        some weighted sum of the parents comes as near as storing it may have lost anyway; the shares are
                  least squares, a first guess that is biased where rounding is as large as the parents' difference
+    unexplained  anything else; also NaN and infinity, and storage that can't be decoded, unless the bytes are a parent's
 
-With `codes` stored codes are compared without their scales, as published scripts did; it says less than it seems to.
+With `codes` stored codes are compared without their scales, as published scripts did (`by codes`, in place of values);
+it says less than it seems to.
 """
 
 from collections import Counter
@@ -20,20 +23,23 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from chimerakit.anatomy import Anatomy
-from chimerakit.dtypes import FP8_BLOCKS, MIXABLE
+from chimerakit.dtypes import BLOCK, FP8_BLOCKS, MIXABLE
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener, ignore
 from chimerakit.execute import Inputs, Report, Source
 from chimerakit.formats import open_checkpoint
 from chimerakit.plan.panels import Panel, cut
-from chimerakit.records import COMPONENTS, Checkpoint, Component, Role
+from chimerakit.records import COMPONENTS, Checkpoint, Component, Role, Unit
 from chimerakit.scan import Pair, ScanUnit, equal_pairs, scan, scan_units
 
 if TYPE_CHECKING:
     from chimerakit.numerics.fp8 import F32
+    from chimerakit.numerics.mix import Term
 
 CHILD = "child"
 Verdict = Literal["equal", "mixed", "unexplained"]
+How = Literal["bytes", "values", "codes", "converted"]
+"""In what way a unit of the child is equal to a parent's."""
 
 
 class TableRow(Struct, frozen=True):
@@ -47,7 +53,9 @@ class TableRow(Struct, frozen=True):
     """Pairs with the same bytes are among them."""
     verdict: Verdict
     parents: tuple[str, ...] = ()
-    """equal: to whom. mixed: of whom."""
+    """equal: to whom, by bytes first. mixed: of whom."""
+    how: dict[str, How] = {}
+    """equal: in what way to each of them."""
     shares: dict[str, float] | None = None
     """mixed: least squares."""
     why: str = ""
@@ -95,8 +103,10 @@ def verify_table(
 ) -> Table:
     """Compare every unit of a child with those of its suspected parents.
 
-    The first parent counts as the base. Raises PlanError for a parent of another architecture.
+    The first parent counts as the base. Raises PlanError for a parent of another architecture, or one named "child".
     """
+    if CHILD in parents:
+        raise PlanError([f"a parent can't be called {CHILD!r} here"])
     sides = {CHILD: open_checkpoint(child), **parents}
     anatomies = {name: Anatomy(checkpoint) for name, checkpoint in sides.items()}
     families = {anatomy.family.name for anatomy in anatomies.values()}
@@ -106,16 +116,44 @@ def verify_table(
     mine = [unit for unit in scan_units(units) if CHILD in unit.sides]
 
     def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> TableRow:
-        return _row(unit, tuple(parents), inputs, report, codes=codes)
+        problems = {
+            side: _problem(anatomies[side], units[side][unit.name], units[CHILD][unit.name]) for side in unit.sides
+        }
+        return _row(unit, tuple(parents), problems, inputs, report, codes=codes)
 
     found = {unit.name: row for unit, row in scan("comparing", ask, sides, mine, threads=threads, listener=listener)}
     missing = {name: tuple(u for u in units[name] if u not in units[CHILD]) for name in parents}
     return Table(tuple(parents), codes, tuple(found[unit.name] for unit in mine), missing)
 
 
-def _row(unit: ScanUnit, parents: tuple[str, ...], inputs: Inputs, report: Report, *, codes: bool) -> TableRow:
+def _problem(anatomy: Anatomy, unit: Unit, child: Unit) -> str:
+    """Why a side's values can't be compared with the child's, if so; its bytes always can."""
+    if objection := anatomy.objection(unit):
+        return objection
+    if unit.storage not in MIXABLE:
+        return f"values stored as {unit.storage} can't be compared"
+    if unit.storage in FP8_BLOCKS:  # again, for models that no family describes
+        expected = tuple(-(-side // BLOCK) for side in unit.shape)
+        if len(expected) != 2 or unit.tensors[1].shape != expected:
+            return f"FP8 blocks of {list(unit.shape)} can't have scales of {list(unit.tensors[1].shape)}"
+    if unit.shape != child.shape:
+        return f"the shapes differ: {list(child.shape)}, {list(unit.shape)}"
+    return ""
+
+
+def _row(
+    unit: ScanUnit,
+    parents: tuple[str, ...],
+    problems: Mapping[str, str],
+    inputs: Inputs,
+    report: Report,
+    *,
+    codes: bool,
+) -> TableRow:
     same = equal_pairs(unit, inputs, report)
-    close, problem = _close_pairs(unit, inputs, same, codes=codes)
+    sides = [] if problems[CHILD] else [side for side in unit.sides if not problems[side]]
+    values = _Values(unit, sides, inputs, report)
+    close = same | _close_pairs(values, same, codes=codes)
     row = TableRow(
         unit=unit.name,
         role=unit.role,
@@ -124,79 +162,118 @@ def _row(unit: ScanUnit, parents: tuple[str, ...], inputs: Inputs, report: Repor
         close_values=_ordered(close),
         verdict="unexplained",
     )
-    for relation in (same, close):
-        if equal := tuple(parent for parent in parents if (CHILD, parent) in relation):
-            return replace(row, verdict="equal", parents=equal)
-    there = [parent for parent in parents if parent in unit.sides]
-    if problem or len(there) < 2:
-        return replace(row, why=problem or (f"only {there[0]!r} has it, too" if there else "no parent has it"))
-    shares, left, allowed = _fit(unit, there, inputs)
+    how: dict[str, How] = {parent: "bytes" for parent in parents if (CHILD, parent) in same}
+    how |= {p: "codes" if codes else "values" for p in parents if (CHILD, p) in close and p not in how}
+    there = [parent for parent in parents if parent in sides]
+    own = unit.sides[CHILD].storage
+    others = [p for p in there if p not in how and (not how or unit.sides[p].storage != own)]
+    how |= dict.fromkeys(_converted(values, others), "converted")
+    if how:
+        return replace(row, verdict="equal", parents=tuple(how), how=how)
+    problem = "".join(f"; {side}: {why}" for side, why in problems.items() if why)
+    if not there:
+        return replace(row, why=problem.removeprefix("; ") or "no parent has it")
+    shares, left, allowed, nonfinite = _fit(values, there)
+    if nonfinite:
+        return replace(row, why=f"NaN or infinity in {' and '.join(map(repr, nonfinite))}{problem}")
+    if len(there) == 1:
+        return replace(
+            row, why=f"it is off by {left:.2%} of its RMS from {there[0]!r}, the only one to compare{problem}"
+        )
     if left <= allowed:
         rounded = {parent: round(share, 3) for parent, share in zip(there, shares, strict=True)}
         return replace(row, verdict="mixed", parents=tuple(there), shares=rounded)
-    return replace(row, why=f"the nearest mix is off by {left:.2%} of its RMS; storing it costs at most {allowed:.2%}")
+    far = f"the nearest mix is off by {left:.2%} of its RMS; storing it costs at most {allowed:.2%}"
+    return replace(row, why=far + problem)
 
 
 def _ordered(pairs: set[Pair]) -> tuple[Pair, ...]:
     return tuple(sorted(pairs, key=lambda pair: (pair[0] != CHILD, pair)))
 
 
-def _close_pairs(unit: ScanUnit, inputs: Inputs, same: set[Pair], *, codes: bool) -> tuple[set[Pair], str]:
-    """Pairs whose values are close, and why the values could not be compared, if so."""
-    from chimerakit.numerics.compare import are_close
-
-    shapes = {side.tensors[0].shape for side in unit.sides.values()}
-    if len(shapes) > 1:
-        return same, f"the shapes differ: {', '.join(str(list(s)) for s in sorted(shapes))}"
-    unsettled = {pair for pair in combinations(unit.sides, 2) if pair not in same}
-    if not unsettled:
-        return same, ""
-    if not all(side.storage in MIXABLE for side in unit.sides.values()):
-        storages = sorted({side.storage for side in unit.sides.values()})
-        return same, f"values stored as {', '.join(storages)} can't be compared"
-    values = _Values(unit, inputs, codes=codes)
-    for panel in values.panels():
-        decoded = {side: values.of(side, panel) for side in {side for pair in unsettled for side in pair}}
-        unsettled = {(a, b) for a, b in unsettled if are_close(decoded[a], decoded[b])}
-    return same | unsettled, ""
-
-
-def _fit(unit: ScanUnit, parents: list[str], inputs: Inputs) -> tuple[list[float], float, float]:
-    """Shares of the parents, what is left, and what storing the child may have cost."""
-    import numpy as np
-
-    from chimerakit.numerics.compare import ROUNDING, add_products, fit_shares
-
-    products = np.zeros((len(parents) + 1, len(parents) + 1))
-    values = _Values(unit, inputs, codes=False)
-    for panel in values.panels():
-        add_products(products, values.of(CHILD, panel), [values.of(parent, panel) for parent in parents])
-    shares, left = fit_shares(products)
-    return shares, left, ROUNDING[unit.sides[CHILD].storage]
-
-
 class _Values:
-    """The float32 values of a unit's sides, panel by panel."""
+    """The float32 values of those sides of a unit that can be decoded and have the child's shape, panel by panel."""
 
-    def __init__(self, unit: ScanUnit, inputs: Inputs, *, codes: bool):
-        is_blocked = any(side.storage in FP8_BLOCKS for side in unit.sides.values())
+    def __init__(self, unit: ScanUnit, sides: list[str], inputs: Inputs, report: Report):
+        self.sides = sides
+        self.storages = {name: unit.sides[name].storage for name in sides}
+        is_blocked = any(storage in FP8_BLOCKS for storage in self.storages.values())
         self._whole = cut(unit.sides[CHILD].tensors[0].shape, is_blocked=is_blocked)
-        self._sources = {name: Source(side, inputs, self._whole) for name, side in unit.sides.items()}
-        self._dtypes = {name: side.tensors[0].dtype for name, side in unit.sides.items()}
-        self._codes = codes
+        self._parts = {name: unit.sides[name] for name in sides}
+        self._inputs = inputs
+        self._report = report
+        self._sources: dict[str, Source] = {}
 
     def panels(self) -> Iterator[Panel]:
-        """All panels of the unit."""
-        return self._whole.panels()
+        """All panels of the unit. Their bytes are reported already; reporting none lets the job be stopped."""
+        for panel in self._whole.panels():
+            self._report(0)
+            yield panel
+
+    def term(self, side: str, panel: Panel) -> "Term":
+        """A side's panel as it is stored."""
+        if side not in self._sources:
+            self._sources[side] = Source(self._parts[side], self._inputs, self._whole)
+        return self._sources[side].term(panel)
 
     def of(self, side: str, panel: Panel) -> "F32":
-        """A side's values in a panel: code x scale, or the codes alone."""
-        from chimerakit.numerics import compare, mix
+        """A side's values in a panel: code x scale."""
+        from chimerakit.numerics import mix
 
-        term = self._sources[side].term(panel)
-        if self._codes:
-            return compare.codes(term.data, self._dtypes[side])
-        return mix.mix([term], (panel.rows, panel.cols))
+        return mix.mix([self.term(side, panel)], (panel.rows, panel.cols))
+
+    def codes(self, side: str, panel: Panel) -> "F32":
+        """A side's codes in a panel, without their scales."""
+        from chimerakit.numerics import compare
+
+        return compare.codes(self.term(side, panel).data, self._parts[side].tensors[0].dtype)
+
+
+def _close_pairs(values: _Values, same: set[Pair], *, codes: bool) -> set[Pair]:
+    """Pairs whose values are close, of those whose bytes differ."""
+    close = {pair for pair in combinations(values.sides, 2) if pair not in same}
+    if not close:
+        return close
+    from chimerakit.numerics.compare import are_close
+
+    read = values.codes if codes else values.of
+    for panel in values.panels():
+        decoded = {side: read(side, panel) for side in {side for pair in close for side in pair}}
+        close = {(a, b) for a, b in close if are_close(decoded[a], decoded[b])}
+        if not close:
+            break
+    return close
+
+
+def _converted(values: _Values, parents: list[str]) -> list[str]:
+    """Parents whose values, stored as the child stores them, are the child's bytes."""
+    if not parents:
+        return []
+    from chimerakit.numerics.compare import are_stored_as
+
+    for panel in values.panels():
+        child = values.term(CHILD, panel)
+        parents = [parent for parent in parents if are_stored_as(values.of(parent, panel), child)]
+        if not parents:
+            break
+    return parents
+
+
+def _fit(values: _Values, parents: list[str]) -> tuple[list[float], float, float, list[str]]:
+    """Shares of the parents, what is left, what storing the child may have cost; and sides that hold NaN or infinity."""
+    import numpy as np
+
+    from chimerakit.numerics.compare import ROUNDING, add_products, fit_shares, is_finite
+
+    products = np.zeros((len(parents) + 1, len(parents) + 1))
+    nonfinite: set[str] = set()
+    for panel in values.panels():
+        decoded = {side: values.of(side, panel) for side in (CHILD, *parents)}
+        nonfinite |= {side for side, found in decoded.items() if not is_finite(found)}
+        if not nonfinite:
+            add_products(products, decoded[CHILD], [decoded[parent] for parent in parents])
+    shares, left = fit_shares(products)
+    return shares, left, ROUNDING[values.storages[CHILD]], [s for s in (CHILD, *parents) if s in nonfinite]
 
 
 # ----------------------------------------------------------------------------------------- roll-up
@@ -233,11 +310,15 @@ def _has(pairs: tuple[Pair, ...], a: str, b: str) -> bool:
     return (a, b) in pairs or (b, a) in pairs
 
 
+_SAID: dict[How, str] = {"bytes": "", "values": " (by values)", "codes": " (by codes)", "converted": " (converted)"}
+
+
 def say_verdict(row: TableRow) -> str:
     """A row's verdict in few words."""
     if row.verdict == "equal":
-        is_bytes = any((CHILD, parent) in row.same_bytes for parent in row.parents)
-        return "= " + " = ".join(row.parents) + ("" if is_bytes else " (by values)")
+        if len(set(row.how.values())) > 1:
+            return "= " + " = ".join(p if how == "bytes" else f"{p} ({how})" for p, how in row.how.items())
+        return "= " + " = ".join(row.parents) + _SAID[row.how[row.parents[0]]]
     if row.verdict == "mixed" and row.shares is not None:
         return "mixed ~ " + " + ".join(f"{share:.2f} {parent}" for parent, share in row.shares.items())
     return "unexplained"

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chimerakit import anatomy
-from chimerakit.anatomy import Anatomy, Family, config_meaning, families, family_of, is_mixable, load_family
+from chimerakit.anatomy import Anatomy, Family, config_meaning, families, family_of, load_family
+from chimerakit.dtypes import MIXABLE
 from chimerakit.errors import CheckpointError
 from chimerakit.formats import open_checkpoint
 from chimerakit.records import Checkpoint, Role, Tensor
@@ -228,7 +229,7 @@ def test_the_storage_of_a_unit(weight: str, scale: str | None, scale_fmt: str | 
     scales: dict[str, Known] = {} if scale is None else {SCALE: (scale, (1, 1))}
     unit = anatomy_of({UP: (weight, (4, 4)), **scales}, config).units()[UP]
     assert unit.storage == storage
-    assert is_mixable(unit) == (storage in ("BF16", "FP8_BLOCK", "FP8_BLOCK_UE8M0"))
+    assert (unit.storage in MIXABLE) == (storage in ("BF16", "FP8_BLOCK", "FP8_BLOCK_UE8M0"))
 
 
 def test_unknown_names_keep_their_layer_and_the_mtp_mark() -> None:

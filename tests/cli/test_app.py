@@ -3,11 +3,14 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests import synthetic
@@ -174,3 +177,22 @@ def test_version_and_help_are_there() -> None:
     assert run("--version").stdout.startswith("chimerakit 0.")
     for verb in ("plan", "merge", "verify", "demo"):
         assert "Usage: " in run(verb, "--help").stdout
+
+
+def test_ctrl_c_stops_soon_and_says_how_to_go_on(tmp_path: Path) -> None:
+    """SIGINT in the middle ends with 130 and one line; the next call finishes the child."""
+    big = {f"model.layers.0.tensor.{i}": np.zeros((1024, 4096), np.float32) for i in range(24)}
+    root = synthetic.write_checkpoint(tmp_path / "v3", big, synthetic.config_of("bf16"), shards=1)
+    child = tmp_path / "child"
+    command = [sys.executable, "-m", "chimerakit", "merge", f"--parent=v3={root}", "-o", str(child), "--threads=1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (child / "model.safetensors.part").exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("this machine was done before the signal came")
+    assert (process.returncode, said) == (130, "stopped; run the same command again to go on\n")
+    assert not (child / "chimerakit.json").exists()
+    assert run(*command[3:], "-q").returncode == 0
+    assert (child / "chimerakit.json").exists()

@@ -128,7 +128,7 @@ def test_the_hub_cache_is_followed(tmp_path: Path) -> None:
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", f"{number:064x}"))
     linked, plain = open_checkpoint(snapshot), open_checkpoint(real)
     assert linked.tensors == plain.tensors
-    assert linked.files == plain.files
+    assert [(f.name, f.nbytes) for f in linked.files] == [(f.name, f.nbytes) for f in plain.files]
     assert [s.header_digest for s in linked.shards] == [s.header_digest for s in plain.shards]
     assert seen_by_us(linked) == seen_by_us(plain)
 
@@ -462,10 +462,10 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_a_dangling_link_in_place_of_a_shard_is_named(tmp_path: Path) -> None:
-    """A link to a blob that is gone is a missing shard."""
+    """A link to a blob that is gone is a missing file, weights or not."""
     folder(tmp_path, {A: ["v"]}, {"v": A, "w": B})
     (tmp_path / B).symlink_to("gone")
-    assert message_of(tmp_path) == f"{tmp_path / B}: can't be opened: No such file or directory"
+    assert message_of(tmp_path).startswith(f"{tmp_path / B}: is a link that leads nowhere")
 
 
 def test_a_tensor_that_only_the_index_has_is_named(tmp_path: Path) -> None:
@@ -800,3 +800,30 @@ def test_where_we_are_stricter_than_the_reference(tmp_path: Path, text: str) -> 
     file.write_bytes(shard_of(text, b"1234"))
     seen_by_reference(file)
     assert any(re.search(p, message_of(file), re.DOTALL) for p in STRICTER)
+
+
+def test_one_shard_is_no_checkpoint(tmp_path: Path) -> None:
+    """A shard that an index beside it names is refused: two thirds of the model would be missing."""
+    root = synthetic.make(tmp_path / "v3", 1, shards=3)
+    with pytest.raises(CheckpointError, match=r"is one shard of a checkpoint(?s:.*)give the folder"):
+        open_checkpoint(root / "model-00001-of-000003.safetensors")
+
+
+@pytest.mark.parametrize("name", ["model.bin", ".hidden.safetensors", "model"])
+def test_a_file_of_another_name_is_no_weight_file(tmp_path: Path, name: str) -> None:
+    """A child of it would have a weight file that no loader finds."""
+    synthetic.write_shard(tmp_path / name, {"w": np.ones(4, np.float32)})
+    with pytest.raises(CheckpointError, match="is no weight file that can be read"):
+        open_checkpoint(tmp_path / name)
+
+
+def test_links_are_never_passed_by_silently(tmp_path: Path) -> None:
+    """A link that leads nowhere is an error; a linked folder is listed as left out."""
+    root = synthetic.make(tmp_path / "v3", 1)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "model.py").write_text("")
+    (root / "code").symlink_to(tmp_path / "code")
+    assert open_checkpoint(root).left_out == ("code/",)
+    (root / "vocab.json").symlink_to("gone")
+    with pytest.raises(CheckpointError, match=r"vocab\.json: is a link that leads nowhere"):
+        open_checkpoint(root)

@@ -37,7 +37,8 @@ def term_of(storage: str, shape: tuple[int, int], share: np.float32, seed: int) 
     factors = share * scales
     by_rule = factors.repeat(128)[: shape[1]] * codes.astype(np.float32)
     assert by_rule.dtype == np.float32
-    return Term(storage, share, codes.view(np.uint8), stored), by_rule
+    dtype = "F32" if storage == FP8_BLOCK else "F8_E8M0"
+    return Term(storage, share, codes.view(np.uint8), stored, dtype), by_rule
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (128, 128), (5, 300), (128, 129), (1, 70_000)])
@@ -70,10 +71,26 @@ def test_a_share_of_one_leaves_values_as_they_are() -> None:
 
 
 def test_scales_are_read_as_floats_or_as_exponents() -> None:
-    """The number of bytes says which: four for each block of columns, or one."""
+    """Their dtype says which, never their number: four bytes of exponents are four scales, not one float32."""
     scales = f32([0.5, 2])
-    assert decode_scales(scales.view(np.uint8), 129).tolist() == [0.5, 2]
-    assert decode_scales(np.array([126, 128], np.uint8), 129).tolist() == [0.5, 2]
+    assert decode_scales(scales.view(np.uint8), "F32").tolist() == [0.5, 2]
+    assert decode_scales(np.array([126, 128, 127, 129], np.uint8), "F8_E8M0").tolist() == [0.5, 2, 1, 4]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_scales_that_do_not_cover_the_panel_are_refused(count: int) -> None:
+    """Columns without a scale would be memory that nobody wrote; two blocks need two scales."""
+    codes, scales = np.zeros((2, 129), np.uint8), np.ones(count, np.float32)
+    term = Term(FP8_BLOCK, np.float32(1), codes, scales.view(np.uint8), "F32")
+    with pytest.raises(AssertionError, match=r"scales for 129 columns"):
+        mix([term], (2, 129))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 4), (3, 2)])
+def test_data_that_does_not_cover_the_panel_is_refused(shape: tuple[int, int]) -> None:
+    """Compiled loops check no bounds, so the shape of the bytes has to be that of the panel."""
+    with pytest.raises(AssertionError, match=r"bytes for \(2, 2\) weights"):
+        mix([Term("F32", np.float32(1), np.zeros(shape, np.float32).view(np.uint8), None)], (2, 2))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +116,7 @@ def test_fp8_scales_are_stored_as_the_base_stores_them(storage: str, scale_dtype
     encoded = encode(values, storage, scale_dtype, np.zeros(2))
     assert encoded.scales is not None
     assert encoded.scales.nbytes == nbytes
-    scales = decode_scales(encoded.scales, 300)
+    scales = decode_scales(encoded.scales, scale_dtype)
     amaxes = f32([np.abs(values[:, k : k + 128]).max() / np.float32(448) for k in (0, 128, 256)])
     assert scales.tolist() == (amaxes if storage == FP8_BLOCK else np.exp2(np.ceil(np.log2(amaxes)))).tolist()
 
@@ -112,7 +129,7 @@ def test_the_rounding_error_is_measured(storage: str) -> None:
     encoded = encode(values, storage, "F32" if storage == FP8_BLOCK else None, sums)
     if storage == FP8_BLOCK:
         assert encoded.scales is not None
-        scales = decode_scales(encoded.scales, 300).astype(np.float64).repeat(128)[:300]
+        scales = decode_scales(encoded.scales, "F32").astype(np.float64).repeat(128)[:300]
         back = encoded.data.view(ml_dtypes.float8_e4m3fn).astype(np.float64) * scales
     else:
         back = encoded.data.view(PLAIN[storage]).astype(np.float64)

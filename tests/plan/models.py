@@ -73,9 +73,9 @@ def checkpoint(
         shards=tuple(found_shards),
         tensors=tensors,
         config=dict(config),
-        files=tuple(File(name, listed[name]) for name in sorted(listed)),
+        files=tuple(File(name, listed[name], 0) for name in sorted(listed)),
         left_out=left_out,
-        index=File(INDEX, 1000) if shards > 1 else None,
+        index=File(INDEX, 1000, 0) if shards > 1 else None,
         texts=dict(texts or {}),
     )
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -288,3 +289,12 @@ def test_written_files_are_as_planned(
     written = sum(f.stat().st_size for f in (tmp_path / "child").rglob("*") if f.is_file())
     unplanned = sum((tmp_path / "child" / name).stat().st_size for name in ("chimerakit.json", "README.md"))
     assert written - unplanned == plan.output_nbytes
+
+
+def test_a_first_unit_without_bytes_gets_a_file(tmp_path: Path) -> None:
+    """Tensors of no elements are legal, also as the first of a by-rule file."""
+    tensors = {"empty": np.zeros((0, 4), np.float32), "full": np.ones(4, np.float32)}
+    root = synthetic.write_checkpoint(tmp_path / "a", tensors, synthetic.config_of("bf16"), shards=1)
+    plan = make_plan(recipe_of(parents="base", shards="by-rule"), {"base": open_checkpoint(root)})
+    merge_parents(plan, tmp_path / "child")
+    assert set(open_checkpoint(tmp_path / "child").tensors) == {"empty", "full"}

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chimerakit.errors import PlanError, RecipeError
+from chimerakit.formats import open_checkpoint
 from chimerakit.plan import make_jobs, make_plan, peak_memory
 from chimerakit.recipe import parse_recipe
 from chimerakit.records import Checkpoint, Job, Plan
+from tests import synthetic
 from tests.plan.models import checkpoint, entries_of, model, plan_of, recipe_of, rows_by_name
 from tests.synthetic import CONFIG
 
@@ -177,7 +179,7 @@ def test_notes() -> None:
         f"'r1' has {num_mtp} tensors that the base lacks; the child will not have them: model.layers.3.input_layernorm.weight, "
         "model.layers.3.self_attn.q_a_proj.weight, model.layers.3.self_attn.q_a_proj.weight_scale_inv "
         f"and {num_mtp - 3} more",
-        "'r1' has weight files that are no part of its checkpoint and are not copied: a.bin, b.bin, c.bin and 1 more",
+        "'r1' has files that are no part of its checkpoint and are not copied: a.bin, b.bin, c.bin and 1 more",
         "'r1' differs from the base in chat_template.jinja and tokenizer_config.json; output: can choose whose the child gets",
         "nothing is taken from 'x'",
     )
@@ -395,3 +397,21 @@ def test_refusing_is_linear() -> None:
         return calls_of(work)
 
     assert cost(32) / cost(16) < 2.2
+
+
+def test_digest_does_not_depend_on_files_that_are_not_copied(tmp_path: Path) -> None:
+    """A note beside another parent's weights changes nothing of the child."""
+    paths = {"v3": synthetic.make(tmp_path / "v3", 1), "r1": synthetic.make(tmp_path / "r1", 2)}
+    recipe = recipe_of({"take": "r1", "components": "router"})
+    before = make_plan(recipe, {name: open_checkpoint(path) for name, path in paths.items()})
+    (paths["r1"] / "notes.txt").write_text("hi")
+    after = make_plan(recipe, {name: open_checkpoint(path) for name, path in paths.items()})
+    assert before.digest == after.digest
+
+
+def test_a_base_without_tensors_is_refused(tmp_path: Path) -> None:
+    """There would be nothing to make."""
+    root = synthetic.make(tmp_path / "v3", 1, shards=1)
+    (root / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(PlanError, match="the base 'v3' has no tensors"):
+        make_plan(recipe_of(parents="v3"), {"v3": open_checkpoint(root)})

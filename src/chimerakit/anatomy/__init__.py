@@ -13,12 +13,10 @@ from typing import Any
 
 from msgspec import Struct, convert
 
-from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, MIXABLE
+from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS
 from chimerakit.errors import CheckpointError
 from chimerakit.records import Checkpoint, Component, Role, Tensor, Unit
 
-BLOCK = 128
-"""Sides of an FP8 block."""
 _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,8})(?=\.)")
 """As a model writes it. Other digits, or zeros before it, would make two names of one."""
 
@@ -71,8 +69,9 @@ class Family(Struct, frozen=True, forbid_unknown_fields=True):
         return found
 
 
-_GENERIC = Family(name="generic", model_types=[], layers="", experts="", companion="_scale_inv", tensors=[], config={})
-"""For models that no table describes: every tensor is `other`, names and globs still work."""
+GENERIC = "generic"
+"""The family of models that no table describes: every tensor is `other`; names and globs still work."""
+_GENERIC = Family(name=GENERIC, model_types=[], layers="", experts="", companion="_scale_inv", tensors=[], config={})
 
 
 def load_family(text: str) -> Family:
@@ -217,8 +216,3 @@ def _plain(value: Any) -> Any:
         return value
     renamed = {("rope_type" if key == "type" else key): v for key, v in value.items() if key != "rope_theta"}
     return None if renamed.get("rope_type") == "default" else renamed
-
-
-def is_mixable(unit: Unit) -> bool:
-    """Whether a unit's values can be decoded to float32."""
-    return unit.storage in MIXABLE

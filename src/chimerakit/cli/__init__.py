@@ -12,13 +12,13 @@ import sys
 def main() -> None:
     """Run the command line. Exit 0: done. 1: a finding says no. 2: the request was wrong."""
     from chimerakit.cli.app import app
-    from chimerakit.errors import ChimerakitError
+    from chimerakit.errors import ChimerakitError, printable
 
     try:
         app()
     except ChimerakitError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    except OSError as e:
+        print(f"error: {printable(e.filename or 'a file')}: {e.strerror}", file=sys.stderr)
+        sys.exit(2)

@@ -167,7 +167,7 @@ def verify(
     with watching(quiet=quiet) as listener:
         findings = verify_child(child, parents or None, threads=threads, listener=listener)
     if is_json:
-        show.print_json(findings)
+        show.print_json(show.findings_view(findings))
     else:
         show.print_findings(findings)
     raise typer.Exit(0 if findings.ok else 1)
@@ -192,7 +192,7 @@ def demo(
     with watching(quiet=quiet) as listener:
         shown = run_demo(find_family(family), output, num_problems=problems, threads=threads, listener=listener)
     if as_json:
-        show.print_json(shown)
+        show.print_json({"ok": shown.ok, "demo": shown})
     else:
         show.print_demo(shown)
     raise typer.Exit(0 if shown.ok else 1)

@@ -27,14 +27,18 @@ _EVERY = 10.0
 
 @contextmanager
 def watching(*, quiet: bool) -> Iterator[Listener]:
-    """A listener for the time of some work."""
-    if quiet:
-        yield ignore
-    elif sys.stderr.isatty():
-        with _bar() as progress:
-            yield _Bar(progress)
-    else:
-        yield _Lines()
+    """A listener for the time of some work; says how to go on when the user stops it."""
+    try:
+        if quiet:
+            yield ignore
+        elif sys.stderr.isatty():
+            with _bar() as progress:
+                yield _Bar(progress)
+        else:
+            yield _Lines()
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
+        raise
 
 
 def _bar() -> Progress:

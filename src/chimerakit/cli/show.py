@@ -169,6 +169,11 @@ def print_merge(view: MergeView) -> None:
 # ------------------------------------------------------------------------------------------- verify
 
 
+def findings_view(findings: Findings) -> dict[str, object]:
+    """The findings as data, with the verdict."""
+    return {"ok": findings.ok, **msgspec.structs.asdict(findings)}
+
+
 def print_findings(findings: Findings) -> None:
     """What holds, and what does not."""
     for says, count in findings.passed.items():

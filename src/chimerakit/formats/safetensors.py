@@ -20,7 +20,7 @@ from chimerakit.dtypes import MAX_NBYTES, STORAGE_TYPES, nbytes_of
 from chimerakit.errors import CheckpointError
 from chimerakit.records import Checkpoint, File, Shard, Tensor
 from chimerakit.stores.digest import digest_of
-from chimerakit.stores.local import PART, Reader, list_files, read_file
+from chimerakit.stores.local import PART, Reader, list_files, list_links, read_file
 
 INDEX = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
@@ -188,17 +188,33 @@ def open_safetensors(path: Path) -> Checkpoint:
         return _open_folder(path)
     if not path.exists():
         raise CheckpointError("there is no such file or folder", where=path)
+    if path.suffix != SUFFIX or path.name.startswith("."):
+        raise CheckpointError("is no weight file that can be read", where=path, expected=f"NAME{SUFFIX}")
+    index = path.parent / INDEX
+    if index.is_file() and path.name in _weight_map(index).values():
+        raise CheckpointError("is one shard of a checkpoint", where=path, do=f"give the folder: {path.parent}")
     shard, tensors = _open_shard(path.parent, path.name)
-    config = _json_object(path.parent / "config.json") if (path.parent / "config.json").is_file() else {}
-    files = tuple(File(f.name, f.stat().st_size) for f in [path.parent / "config.json"] if f.is_file())
-    return Checkpoint(str(path.parent.resolve()), (shard,), {t.name: t for t in tensors}, config, files, (), None)
+    config = path.parent / "config.json"
+    return Checkpoint(
+        root=str(path.parent.resolve()),
+        shards=(shard,),
+        tensors={t.name: t for t in tensors},
+        config=_json_object(config) if config.is_file() else {},
+        files=(_file(path.parent, config.name),) if config.is_file() else (),
+        left_out=(),
+        index=None,
+        is_folder=False,
+    )
 
 
 def _open_folder(root: Path) -> Checkpoint:
-    listed = list_files(root)
+    listed = [name for name, _ in list_files(root)]
+    broken, linked = list_links(root)
+    if broken:
+        raise CheckpointError("is a link that leads nowhere", where=root / broken[0], do="download the file again")
     index = root / INDEX
     weight_map = _weight_map(index) if index.is_file() else None
-    single = [name for name, _ in listed if name.endswith(SUFFIX) and "/" not in name]
+    single = [name for name in listed if name.endswith(SUFFIX) and "/" not in name]
     if weight_map is None and len(single) != 1:
         raise CheckpointError(
             "holds no safetensors checkpoint" if not single else "holds several weight files but no index",
@@ -222,17 +238,22 @@ def _open_folder(root: Path) -> Checkpoint:
             found="no such tensor in that file",
         )
     weights = {*names, INDEX, *_NOT_OURS}
-    others = [(n, size) for n, size in listed if n not in weights]
+    others = [name for name in listed if name not in weights]
     return Checkpoint(
         root=str(root.resolve()),
         shards=tuple(shards),
         tensors=tensors,
         config=_json_object(root / "config.json") if (root / "config.json").exists() else {},
-        files=tuple(File(n, size) for n, size in others if not n.endswith(_WEIGHT_SUFFIXES)),
-        left_out=tuple(n for n, _ in others if n.endswith(_WEIGHT_SUFFIXES)),
-        index=File(INDEX, index.stat().st_size) if weight_map is not None else None,
-        texts={name: _text(root / name) for name, _ in others if name in _TEXTS},
+        files=tuple(_file(root, name) for name in others if not name.endswith(_WEIGHT_SUFFIXES)),
+        left_out=(*(name for name in others if name.endswith(_WEIGHT_SUFFIXES)), *(f"{name}/" for name in linked)),
+        index=_file(root, INDEX) if weight_map is not None else None,
+        texts={name: _text(root / name) for name in others if name in _TEXTS},
     )
+
+
+def _file(root: Path, name: str) -> File:
+    found = (root / name).stat()
+    return File(name, found.st_size, found.st_mtime_ns)
 
 
 def _text(path: Path) -> str:

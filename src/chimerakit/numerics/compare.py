@@ -1,22 +1,44 @@
 """How far values lie apart: allclose as published scripts use it, and least squares between a child and its parents."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
 from chimerakit.numerics.fp8 import F32, U8
+from chimerakit.numerics.mix import Term, encode
 
 RTOL = ATOL = 1e-5
 """numpy's and torch's allclose as in the checks that people published for merges."""
 
-ROUNDING = {FP8_BLOCK: 0.0345, FP8_BLOCK_UE8M0: 0.0345, "BF16": 0.0023, "F16": 0.0003, "F32": 1e-6}
-"""Relative RMS that storing values costs, with a third to spare; e4m3 measures 0.0265, bfloat16 0.0017."""
+_E4M3 = 1.001 * 2**-4
+ROUNDING = {FP8_BLOCK: _E4M3, FP8_BLOCK_UE8M0: _E4M3, "BF16": 1.001 * 2**-8, "F16": 1.001 * 2**-11, "F32": 1e-6}
+"""What storing values may cost at most: RMS of the error, relative to the RMS of what is stored.
+
+A stored number s lies half a step from the value at most, and a step at s is at most 2^-p |s| wide for p bits of
+mantissa (3, 7, 10). So every single error is at most 2^-(p + 1) |s|, and so is their RMS whatever the values are.
+Normally spread values cost less than half of that (e4m3 measures 0.0265, bfloat16 0.0017), but values that a coarser
+storage had before, or few different ones, can all lie near the worst place. The thousandth is for the sum itself, in
+float32, which is all that F32 loses. Numbers below the smallest normal one lose more, and count only where there is
+nothing else: a fresh scale puts the largest number of an FP8 block near 448, 2^14 times the smallest normal one.
+"""
 
 
 def are_close(a: F32, b: F32) -> bool:
-    """|a - b| <= ATOL + RTOL * |b| everywhere; NaN is close to nothing. Same shapes."""
-    with np.errstate(invalid="ignore"):
-        return bool(np.all(np.abs(a - b) <= ATOL + RTOL * np.abs(b)))
+    """|a - b| <= ATOL + RTOL * |b| everywhere; infinity is close to itself, NaN to nothing. Same shapes."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(a - b)
+        return bool(np.all((apart <= ATOL + RTOL * np.abs(b)) & (apart < np.inf) | (a == b)))
+
+
+def are_stored_as(values: F32, child: Term) -> bool:
+    """Whether storing these values the child's way gives the child's bytes, scales included."""
+    encoded = encode(values, child.storage, child.scale_dtype, np.zeros(2))
+    pairs = [(encoded.data, child.data)]
+    if encoded.scales is not None and child.scales is not None:
+        pairs.append((encoded.scales, child.scales))
+    return all(np.array_equal(mine, theirs) for mine, theirs in pairs)
 
 
 def codes(data: U8, dtype: str) -> F32:
@@ -29,10 +51,16 @@ def codes(data: U8, dtype: str) -> F32:
     return data.view(getattr(ml_dtypes, name, None) or np.dtype(name)).astype(np.float32)
 
 
+def is_finite(values: F32) -> bool:
+    """Whether no value is NaN or infinite."""
+    return bool(np.isfinite(values).all())
+
+
 def add_products(products: npt.NDArray[np.float64], child: F32, parents: list[F32]) -> None:
     """Add a panel to the inner products of [child - base, parent_2 - base, ...] and of the child with itself.
 
     products: (n + 1, n + 1) float64 for n parents, the base first among them; the last row holds the child's own power.
+    All values are finite.
     """
     base = parents[0].astype(np.float64).ravel()
     apart = [values.astype(np.float64).ravel() - base for values in (child, *parents[1:])]
@@ -45,10 +73,14 @@ def add_products(products: npt.NDArray[np.float64], child: F32, parents: list[F3
 def fit_shares(products: npt.NDArray[np.float64]) -> tuple[list[float], float]:
     """Shares of all parents (base first) that come nearest to the child, and the RMS that is left, relative to the child's.
 
-    A first guess at lambda: biased where rounding is as large as the parents' difference.
+    A first guess at lambda: biased where rounding is as large as the parents' difference. Infinitely much is left where
+    products are not finite, or where the child is all zeros and no mix is.
     """
+    if not np.isfinite(products).all():
+        return [math.nan] * (len(products) - 1), math.inf
     inner, right, power = products[1:-1, 1:-1], products[1:-1, 0], products[0, 0]
     shares = np.linalg.lstsq(inner, right, rcond=None)[0]
     left = max(0.0, float(power - 2 * shares @ right + shares @ inner @ shares))
-    relative = np.sqrt(left / products[-1, -1]) if products[-1, -1] > 0 else 0.0
-    return [float(1 - shares.sum()), *map(float, shares)], float(relative)
+    own = products[-1, -1]
+    relative = math.sqrt(left / own) if own > 0 else (math.inf if left > 0 else 0.0)
+    return [float(1 - shares.sum()), *map(float, shares)], relative

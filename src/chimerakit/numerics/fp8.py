@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chimerakit.dtypes import BLOCK
 from chimerakit.numerics.kernels import (
     bits_of_float,
     decode_e4m3,
@@ -29,7 +30,6 @@ from chimerakit.numerics.kernels import (
     magnitude_bits,
 )
 
-BLOCK = 128
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chimerakit.dtypes import FP8_BLOCK_UE8M0, FP8_BLOCKS
+from chimerakit.dtypes import BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, STORAGE_TYPES
 from chimerakit.numerics.fp8 import F32, U8, add_fp8, decode_e8m0, encode_e8m0, encode_fp8
 from chimerakit.numerics.kernels import decode_bf16, encode_bf16, kernel, magnitude_bits
 
@@ -29,8 +29,10 @@ class Term(NamedTuple):
     """lambda."""
     data: U8
     """(rows, bytes of a row): the weights as stored."""
-    scales: U8 | None
+    scales: U8 | None = None
     """The scales of its blocks as stored, for FP8."""
+    scale_dtype: str | None = None
+    """How they are stored: F32 or F8_E8M0."""
 
 
 class Encoded(NamedTuple):
@@ -45,13 +47,22 @@ class Encoded(NamedTuple):
 
 
 def mix(terms: list[Term], shape: tuple[int, int]) -> F32:
-    """The weighted sum of a panel. shape: (rows, cols) in weights."""
+    """The weighted sum of a panel. shape: (rows, cols) in weights.
+
+    A term that does not cover the panel is the caller's mistake. It is refused, as compiled loops check no bounds.
+    """
+    rows, cols = shape
+    assert terms, "a sum of nothing"
     total = np.empty(shape, np.float32)
     for number, term in enumerate(terms):
         is_first = number == 0
+        width = 1 if term.storage in FP8_BLOCKS else STORAGE_TYPES[term.storage].bits // 8
+        assert term.data.shape == (rows, cols * width), f"{term.data.shape} bytes for {shape} weights"
         if term.storage in FP8_BLOCKS:
-            assert term.scales is not None
-            add_fp8(total, term.data, decode_scales(term.scales, shape[1]), term.share, is_first)
+            assert term.scales is not None, "FP8 without scales"
+            scales = decode_scales(term.scales, term.scale_dtype)
+            assert scales.shape == (-(-cols // BLOCK),), f"{scales.shape} scales for {cols} columns"
+            add_fp8(total, term.data, scales, term.share, is_first)
         elif term.storage == "BF16":
             _add_bf16(total, term.data.view(np.uint16), term.share, is_first)
         else:
@@ -60,9 +71,10 @@ def mix(terms: list[Term], shape: tuple[int, int]) -> F32:
     return total
 
 
-def decode_scales(data: U8, cols: int) -> F32:
-    """The scales of one row of blocks: stored as float32 or, in a quarter of the bytes, as exponents."""
-    return decode_e8m0(data) if data.size == -(-cols // 128) else data.view(np.float32)
+def decode_scales(data: U8, dtype: str | None) -> F32:
+    """The scales of one row of blocks, stored as float32 (F32) or as exponents (F8_E8M0)."""
+    assert dtype in ("F32", "F8_E8M0"), f"{dtype} scales"
+    return decode_e8m0(data) if dtype == "F8_E8M0" else data.view(np.float32)
 
 
 def encode(values: F32, storage: str, scale_dtype: str | None, sums: npt.NDArray[np.float64]) -> Encoded:
@@ -73,7 +85,7 @@ def encode(values: F32, storage: str, scale_dtype: str | None, sums: npt.NDArray
     rows, cols = values.shape
     if storage in FP8_BLOCKS:
         codes = np.empty((rows, cols), np.uint8)
-        scales = np.empty(-(-cols // 128), np.float32)
+        scales = np.empty(-(-cols // BLOCK), np.float32)
         nonfinite = encode_fp8(values, codes, scales, sums, is_ue8m0=storage == FP8_BLOCK_UE8M0)
         return Encoded(codes, encode_e8m0(scales) if scale_dtype == "F8_E8M0" else scales.view(np.uint8), nonfinite)
     if storage == "BF16":

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from chimerakit.anatomy import BLOCK, Anatomy, config_meaning
-from chimerakit.dtypes import FP8_BLOCKS, numel_of
+from chimerakit.anatomy import GENERIC, Anatomy, config_meaning
+from chimerakit.dtypes import BLOCK, FP8_BLOCKS, MIXABLE, numel_of
 from chimerakit.errors import PlanError
 from chimerakit.numerics import VERSION as NUMERICS
 from chimerakit.plan.files import plan_files
@@ -47,6 +47,8 @@ def make_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], *, segment_nbyt
         )
     recipe = without_places(recipe)
     anatomies = {name: Anatomy(parents[name]) for name in recipe.parents}
+    if not parents[recipe.base].tensors:
+        raise PlanError([f"the base {recipe.base!r} has no tensors"])
     if problems := list(_disagreements(recipe.base, anatomies)):
         raise PlanError(problems)
     drafts, problems = select(recipe, anatomies)
@@ -75,6 +77,7 @@ def make_jobs(plan: Plan, output: Path, *, allow_nonfinite: bool = False, sha256
     """The plan's jobs for a child at `output`. Each file's header belongs to the first job that touches the file."""
     headers = {shard.name: shard.header for shard in plan.shards}
     sizes = {shard.name: shard.nbytes for shard in plan.shards}
+    signatures = {name: checkpoint.signatures for name, checkpoint in plan.parents.items()}
     jobs = []
     for number, (first, last) in enumerate(plan.segments):
         rows = plan.rows[first:last]
@@ -91,8 +94,7 @@ def make_jobs(plan: Plan, output: Path, *, allow_nonfinite: bool = False, sha256
                 id=number,
                 roots={name: plan.parents[name].root for name in used},
                 signatures={
-                    name: {s.name: (s.nbytes, s.mtime_ns) for s in plan.parents[name].shards if s.name in files}
-                    for name, files in used.items()
+                    name: {file: signatures[name][file] for file in sorted(files)} for name, files in used.items()
                 },
                 output=str(output),
                 sizes={name: sizes[name] for name in touched},
@@ -131,7 +133,7 @@ def _disagreements(base: str, anatomies: Mapping[str, Anatomy]) -> list[str]:
     meaning = config_meaning(own.family, own.checkpoint.config)
     for name, anatomy in anatomies.items():
         types = [str(a.checkpoint.config.get("model_type", "not said")) for a in (own, anatomy)]
-        if anatomy.family.name != own.family.name or (own.family.name == "generic" and types[0] != types[1]):
+        if anatomy.family.name != own.family.name or (own.family.name == GENERIC and types[0] != types[1]):
             found.append(f"{name!r} is of another architecture than the base: model_type {types[1]}, not {types[0]}")
             continue
         theirs = config_meaning(own.family, anatomy.checkpoint.config)
@@ -179,7 +181,11 @@ def _reads(recipe: Recipe, layout: Layout) -> dict[str, int]:
 def _notes(recipe: Recipe, anatomies: Mapping[str, Anatomy], drafts: list[Draft]) -> list[str]:
     base = anatomies[recipe.base].checkpoint
     notes = []
-    if unknown := [d.name for d in drafts if not d.role.known]:
+    if anatomies[recipe.base].family.name == GENERIC:
+        said = base.config.get("model_type")
+        why = "there is no config.json" if not base.config else f"there is no table for model_type {said!r}"
+        notes.append(f"{why}: every tensor is `other`; select by names")
+    elif unknown := [d.name for d in drafts if not d.role.known]:
         notes.append(f"{len(unknown)} tensors have names that the family's table does not know: {_some(unknown)}")
     for name, anatomy in anatomies.items():
         parent = anatomy.checkpoint
@@ -189,12 +195,15 @@ def _notes(recipe: Recipe, anatomies: Mapping[str, Anatomy], drafts: list[Draft]
             )
         if parent.left_out:
             notes.append(
-                f"{name!r} has weight files that are no part of its checkpoint and are not copied: {_some(parent.left_out)}"
+                f"{name!r} has files that are no part of its checkpoint and are not copied: {_some(parent.left_out)}"
             )
         if unlike := [f for f in sorted({*parent.texts, *base.texts}) if parent.texts.get(f) != base.texts.get(f)]:
             notes.append(
                 f"{name!r} differs from the base in {' and '.join(unlike)}; output: can choose whose the child gets"
             )
+    convertible = [d for d in drafts if d.role.convertible and recipe.output.dtype != "keep"]
+    if kept := [d.name for d in convertible if d.storage not in MIXABLE]:
+        notes.append(f"{len(kept)} units can't be converted and stay as they are stored: {_some(kept)}")
     used = {part.parent for draft in drafts for part in draft.inputs}
     notes += [f"nothing is taken from {name!r}" for name in recipe.parents if name not in used]
     return notes
@@ -216,7 +225,6 @@ def _digest(recipe: Recipe, parents: Mapping[str, Checkpoint], layout: Layout, f
     content = (
         recipe_to_data(recipe),
         {name: [(s.name, s.nbytes, s.header_digest) for s in c.shards] for name, c in parents.items()},
-        {name: [(f.name, f.nbytes) for f in c.files] for name, c in parents.items()},
         layout.shards,
         files,
         [(r.kind, r.storage, r.if_equal, [numbers(i) for i in r.inputs], r.outputs) for r in layout.rows],

@@ -14,7 +14,6 @@ from chimerakit.records import Checkpoint, FileRow, Recipe
 
 CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-_TEMPLATE = "chat_template.jinja"
 _TOKENIZER = (
     "tokenizer.json",
     _TOKENIZER_CONFIG,
@@ -27,7 +26,7 @@ _TOKENIZER = (
     "spiece.model",
     "tiktoken.model",
 )
-_TEMPLATES = (_TEMPLATE, "chat_template.json")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _TORCH_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
@@ -111,17 +110,19 @@ def _chat_template(
     parents: Mapping[str, Checkpoint], tokenizer: str, template: str, rows: dict[str, FileRow]
 ) -> list[str]:
     """Another parent's template: a file of its own, or a value in tokenizer_config.json; never both."""
-    source = parents[template]
-    from_file = next((f for f in source.files if f.name == _TEMPLATE), None)
-    from_config = _tokenizer_config(source).get("chat_template")
+    try:
+        from_config = _tokenizer_config(parents[template]).get("chat_template")
+        config = _tokenizer_config(parents[tokenizer])
+    except ValueError as e:
+        return [f"output: chat_template: a tokenizer_config.json can't be read: {e}"]
+    from_file = next((f for f in parents[template].files if f.name in _TEMPLATES), None)
     if from_file is None and from_config is None:
         return [f"output: chat_template: {template!r} has no chat template"]
     for name in _TEMPLATES:
         rows.pop(name, None)
-    config = _tokenizer_config(parents[tokenizer])
     before = config.pop("chat_template", None)
     if from_file is not None:
-        rows[_TEMPLATE] = FileRow(_TEMPLATE, from_file.nbytes, template, _TEMPLATE)
+        rows[from_file.name] = FileRow(from_file.name, from_file.nbytes, template, from_file.name)
         if before is not None:
             rows[_TOKENIZER_CONFIG] = _edited(_TOKENIZER_CONFIG, config, "chat_template removed (it is a file now)")
     else:
@@ -131,8 +132,8 @@ def _chat_template(
 
 
 def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    try:
-        found = json.loads(checkpoint.texts.get(_TOKENIZER_CONFIG, "{}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    """tokenizer_config.json; raises ValueError where it is no JSON object."""
+    found = json.loads(checkpoint.texts.get(_TOKENIZER_CONFIG, "{}"))
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds no object in {checkpoint.root}")  # noqa: TRY004 - as json says it
+    return found

@@ -102,10 +102,10 @@ def _by_rule(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> dict[
     limit = max(shard.nbytes for shard in base.shards)
     groups: list[list[Place]] = []
     for rule in [None, *range(len(recipe.rules))]:
-        size = limit
+        size = None
         for draft in (d for d in drafts if d.rule == rule):
             nbytes = sum(nbytes_of(dtype, shape) or 0 for _, dtype, shape in draft.tensors)
-            if size + nbytes > limit:
+            if size is None or size + nbytes > limit:
                 groups.append([])
                 size = 0
             groups[-1].extend(draft.tensors)

@@ -7,9 +7,8 @@ storage order. The cuts are fixed, so that sums over a tensor do not depend on t
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from chimerakit.dtypes import numel_of
+from chimerakit.dtypes import BLOCK, numel_of
 
-BLOCK = 128
 BLOCKED_COLS = 1 << 15
 """Columns of a panel of blocks at most."""
 FLAT_WEIGHTS = 1 << 20

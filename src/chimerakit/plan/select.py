@@ -7,15 +7,14 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from chimerakit.anatomy import BLOCK, Anatomy
-from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, MIXABLE
-from chimerakit.recipe import shares_at
+from chimerakit.anatomy import Anatomy
+from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, MIXABLE
+from chimerakit.recipe import SUM_TOLERANCE, shares_at
 from chimerakit.records import Gradient, Input, Kind, Recipe, Role, Rule, Span, Unit
 
 _STORAGES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 _SHOWN = 3
 _NAMED = 12
-_SUM_TOLERANCE = 1e-9
 
 
 class Draft(Struct, frozen=True):
@@ -169,7 +168,7 @@ def _blocks(shape: Sequence[int]) -> tuple[int, ...]:
 def _if_equal(kind: Kind, inputs: Sequence[Input], is_stored_alike: bool) -> Literal["copy", "convert"] | None:
     """Nothing is requantised for nothing: equal parents whose shares sum to 1 are one parent."""
     can_be_equal = len({(i.storage, *((t.dtype, t.nbytes) for t in i.tensors)) for i in inputs}) == 1
-    if kind != "mix" or not can_be_equal or abs(sum(i.share for i in inputs) - 1) > _SUM_TOLERANCE:
+    if kind != "mix" or not can_be_equal or abs(sum(i.share for i in inputs) - 1) > SUM_TOLERANCE:
         return None
     return "copy" if is_stored_alike else "convert"
 

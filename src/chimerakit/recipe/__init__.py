@@ -25,12 +25,13 @@ from chimerakit.recipe.command import locate_parents, recipe_from_flags, without
 from chimerakit.recipe.mergekit import answer_mergekit, is_mergekit
 from chimerakit.recipe.parse import recipe_from_data
 from chimerakit.recipe.say import recipe_to_data, recipe_to_yaml, say_rule
-from chimerakit.recipe.shares import check_shares, shares_at
+from chimerakit.recipe.shares import SUM_TOLERANCE, check_shares, shares_at
 from chimerakit.recipe.text import MAX_TEXT, load_yaml
 from chimerakit.records import Recipe
 from chimerakit.stores.local import read_file
 
 __all__ = [
+    "SUM_TOLERANCE",
     "check_shares",
     "load_recipe",
     "locate_parents",

@@ -1,7 +1,6 @@
 """Parsed YAML or JSON -> Recipe: every key, word and number checked, the nearest right word offered."""
 
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, get_args
@@ -14,6 +13,7 @@ _SELECTORS = ("components", "layers", "experts", "tensors", "mtp")
 _RULE_KEYS = ("take", "mix", "normalize", "delta", *_SELECTORS)
 _TOP_KEYS = ("parents", "base", "rules", "output")
 OUTPUT_KEYS = ("dtype", "shards", "tokenizer", "chat_template")
+_MAX_SHARE = 1_000_000
 _DTYPES = get_args(Output.__annotations__["dtype"])
 _SHARDS = get_args(Output.__annotations__["shards"])
 
@@ -95,7 +95,8 @@ def _share(value: Any, where: str) -> float | Gradient:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1e6:
+    # NaN and infinity fail the comparison, and no huge integer is turned into a float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_SHARE:
         raise RecipeError("a share must be a number", where=where, expected="such as 0.75", found=_short(value))
     return float(value)
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from chimerakit.errors import RecipeError
 from chimerakit.records import Gradient, Recipe, Rule
 
-_SUM_TOLERANCE = 1e-6
+SUM_TOLERANCE = 1e-6
+"""How far from 1 a sum of shares may be and still be meant as 1: people write 0.3333333."""
 
 
 def check_shares(
@@ -18,14 +19,14 @@ def check_shares(
     if normalize is True:
         # A sum that changes its sign between the ends is 0, or nearly, in a layer between them.
         totals = [math.fsum(numbers) for numbers in ends]
-        if min(map(abs, totals)) < _SUM_TOLERANCE or (totals[0] < 0) != (totals[1] < 0):
+        if min(map(abs, totals)) < SUM_TOLERANCE or (totals[0] < 0) != (totals[1] < 0):
             raise RecipeError("shares that sum to 0 can't be normalized", where=where)
         return
     for numbers in ends:
         total = math.fsum(numbers)
         everyone = all(p in shares for p in parents)
         beyond = [n for n in numbers if not 0 <= n <= 1] or (
-            [total] if base not in shares and total > 1 + _SUM_TOLERANCE else []
+            [total] if base not in shares and total > 1 + SUM_TOLERANCE else []
         )
         if normalize is None and beyond and not everyone:
             raise RecipeError(
@@ -34,7 +35,7 @@ def check_shares(
                 expected=", ".join(parents),
                 found=f"{', '.join(shares)} (with {beyond[0]:g})",
             )
-        if normalize is None and base in shares and abs(total - 1) > _SUM_TOLERANCE:
+        if normalize is None and base in shares and abs(total - 1) > SUM_TOLERANCE:
             raise RecipeError(
                 "the shares do not sum to 1",
                 where=where,

@@ -2,9 +2,11 @@
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import xxhash
 
+from chimerakit.records import Tensor
 from chimerakit.stores.local import CHUNK, Buffer, Reader
 
 
@@ -42,6 +44,41 @@ def digest_range(
         if report is not None:
             report(len(piece))
     return hasher
+
+
+def digest_file(path: Path, nbytes: int | None = None, *, sha256: bool = False) -> Hasher:
+    """The digests of a file, or of its first bytes."""
+    reader = Reader(path)
+    try:
+        return digest_range(reader, 0, reader.nbytes if nbytes is None else nbytes, sha256=sha256)
+    finally:
+        reader.close()
+
+
+class TensorDigests:
+    """Digests of tensors whose bytes pass by in pieces; one whose pieces came in another order is read again."""
+
+    def __init__(self, *, sha256: bool):
+        self._sha256 = sha256
+        self._begun: dict[str, tuple[int, Hasher]] = {}
+
+    def update(self, tensor: Tensor, start: int, data: Buffer) -> None:
+        """Take bytes of a tensor, from `start` on within it."""
+        done, hasher = self._begun.setdefault(tensor.name, (0, Hasher(sha256=self._sha256)))
+        if done == start:
+            hasher.update(data)
+            self._begun[tensor.name] = (done + memoryview(data).nbytes, hasher)
+
+    def take(self, tensor: Tensor, file: Path) -> Hasher:
+        """The digests of a tensor that lies in `file` by now; they are forgotten here."""
+        done, hasher = self._begun.pop(tensor.name, (0, Hasher(sha256=self._sha256)))
+        if done == tensor.nbytes:
+            return hasher
+        reader = Reader(file)
+        try:
+            return digest_range(reader, tensor.start, tensor.nbytes, sha256=self._sha256)
+        finally:
+            reader.close()
 
 
 def digest_of(data: bytes) -> str:

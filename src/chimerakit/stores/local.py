@@ -128,8 +128,12 @@ def list_files(root: Path) -> list[tuple[str, int]]:
 
     A name that is no text is refused: it could not be written down in a plan or manifest.
     """
+
+    def refuse(e: OSError) -> None:
+        raise CheckpointError(f"can't be listed: {e.strerror}", where=e.filename or root)
+
     found = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=refuse):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in names:
             path = Path(folder, name)
@@ -139,6 +143,21 @@ def list_files(root: Path) -> list[tuple[str, int]]:
         if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
             raise CheckpointError("holds a file whose name is not UTF-8", where=root, found=name, do="rename the file")
     return sorted(found)
+
+
+def list_links(root: Path) -> tuple[list[str], list[str]]:
+    """Symbolic links under a folder that `list_files` passes by: those that lead nowhere, and those to folders."""
+    broken: list[str] = []
+    folders: list[str] = []
+    for folder, below, names in os.walk(root):
+        below[:] = sorted(f for f in below if not f.startswith("."))
+        for name in (*below, *names):
+            path = Path(folder, name)
+            if path.is_symlink() and not name.startswith("."):
+                kind = folders if path.is_dir() else broken
+                if kind is folders or not path.exists():
+                    kind.append(path.relative_to(root).as_posix())
+    return sorted(broken), sorted(folders)
 
 
 # --------------------------------------------------------------------------------------------- writing
