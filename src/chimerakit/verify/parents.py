@@ -1,0 +1,257 @@
+"""The child and its whole manifest against what its parents make, by making every unit again."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from chimerakit.card import write_card
+from chimerakit.child import CARD
+from chimerakit.errors import PlanError
+from chimerakit.events import Listener
+from chimerakit.execute import Inputs, Report, make_unit, new_header
+from chimerakit.manifest import MANIFEST, is_as_encoded, make_manifest, parent_record
+from chimerakit.plan import make_jobs, make_plan
+from chimerakit.recipe import recipe_from_data
+from chimerakit.records import (
+    Checkpoint,
+    FileRow,
+    Finding,
+    Header,
+    Job,
+    Made,
+    MadeRow,
+    Manifest,
+    OtherFile,
+    Plan,
+    Receipt,
+    Tensor,
+    WeightFile,
+)
+from chimerakit.runners.watched import run_watched
+from chimerakit.stores.digest import Hasher, TensorDigests, digest_of, digest_range
+from chimerakit.stores.local import Buffer, Reader, Readers, same_bytes
+from chimerakit.verify.disk import claims, is_with_sha256, sha256_of_weights
+
+
+def check_parents(
+    child: Checkpoint, manifest: Manifest, parents: Mapping[str, Checkpoint], threads: int, listener: Listener
+) -> Iterable[Finding]:
+    """Every byte and every statement is what recipe and parents give."""
+    recipe = recipe_from_data(manifest.recipe, MANIFEST)
+    if set(parents) != set(recipe.parents):
+        raise PlanError([f"the child's parents are {', '.join(recipe.parents)}; given: {', '.join(parents) or 'none'}"])
+    unlike = [Finding(False, n, why) for n, c in parents.items() for why in _other_parent(manifest, n, c)]
+    if unlike:
+        yield from unlike
+        return
+    plan = make_plan(recipe, parents)
+    if plan.digest != manifest.plan:
+        yield Finding(False, MANIFEST, "its recipe and parents give another plan than the one that it names")
+        return
+    has_sha256 = is_with_sha256(manifest)
+    headers = {shard.name: _digest_header(plan, shard.header) for shard in plan.shards}
+    files = {row.name: _expect_file(plan, row, sha256=has_sha256) for row in plan.files}
+    files[CARD] = _expect_text(write_card(plan), sha256=has_sha256)
+    misplaced = list(_unlike_weights(manifest, plan, headers))
+    if misplaced:
+        # The plan says nothing about where the bytes of such a child are.
+        yield from misplaced
+        yield from _unlike_records(manifest.files, files)
+        return
+    jobs = make_jobs(plan, Path(child.root), allow_nonfinite=True, sha256=has_sha256)
+    said = {made.unit: made for made in manifest.units}
+    made = []
+    changed = set()
+    for proven in (
+        p for answers in run_watched("proving", _prove_job, jobs, threads=threads, listener=listener) for p in answers
+    ):
+        made.append(_made(proven, said.get(proven.made.unit)))
+        changed |= {child.tensors[name].file for name in proven.first_unlike}
+        yield from _say_proven(proven)
+    sha256: dict[str, str | None] = dict.fromkeys(headers)
+    if has_sha256:
+        found = sha256_of_weights(child, threads, listener)
+        sha256 = {n: manifest.weights[n].sha256 if n in changed else found[n] for n in headers}
+    receipt = Receipt(0, 0, headers, tuple(made))
+    expected = make_manifest(plan, [receipt], files, sha256, allow_nonfinite=True)
+    yield from _compare_manifests(Path(child.root), manifest, replace(expected, chimerakit=manifest.chimerakit))
+
+
+def _other_parent(manifest: Manifest, name: str, parent: Checkpoint) -> Iterable[str]:
+    said, found = manifest.parents.get(name), parent_record(parent.shards, parent.config)
+    if said is None:
+        yield "is a parent of the recipe, but the manifest has no record of it"
+        return
+    if said.config != found.config:
+        yield "is not the parent that the manifest names: config.json differs"
+    unlike = [f for f in {**said.shards, **found.shards} if said.shards.get(f) != found.shards.get(f)]
+    if unlike:
+        yield f"is not the parent that the manifest names: {len(unlike)} weight files differ, such as {sorted(unlike)[0]}"
+
+
+# ----------------------------------------------------------------------- what the manifest must say
+
+
+def _digest_header(plan: Plan, header: Header) -> str:
+    if header.parent is None:
+        return digest_of(new_header(header))
+    return next(s.header_digest for s in plan.parents[header.parent].shards if s.name == header.shard)
+
+
+def _expect_file(plan: Plan, row: FileRow, *, sha256: bool) -> OtherFile:
+    if row.parent is None or row.source is None:
+        return _expect_text(row.text or "", sha256=sha256)
+    parent = plan.parents[row.parent]
+    with Readers() as readers:
+        reader = readers.get(Path(parent.root, row.source), parent.signatures[row.source])
+        found = digest_range(reader, 0, reader.nbytes, sha256=sha256)
+        return OtherFile(reader.nbytes, found.xxh3, found.sha256)
+
+
+def _expect_text(text: str, *, sha256: bool) -> OtherFile:
+    data, hasher = text.encode(), Hasher(sha256=sha256)
+    hasher.update(data)
+    return OtherFile(len(data), hasher.xxh3, hasher.sha256)
+
+
+def _unlike_weights(manifest: Manifest, plan: Plan, headers: Mapping[str, str]) -> Iterable[Finding]:
+    """Weight files that are not as planned, sha256 aside: that needs their bytes."""
+    claimed = {name: replace(file, sha256=None) for name, file in manifest.weights.items()}
+    return _unlike_records(
+        claimed, {s.name: WeightFile(s.nbytes, s.header.nbytes, headers[s.name]) for s in plan.shards}
+    )
+
+
+def _compare_manifests(path: Path, claimed: Manifest, right: Manifest) -> Iterable[Finding]:
+    """Every statement of the manifest beside what recipe and parents give."""
+    unlike = [
+        *_unlike_fields(
+            MANIFEST, claimed, right, ("format", "numerics", "recipe", "plan", "family", "allow_nonfinite")
+        ),
+        *_unlike_records(claimed.parents, right.parents),
+        *_unlike_records(claimed.weights, right.weights),
+        *_unlike_records(claimed.files, right.files),
+        *_unlike_units(claimed.units, right.units),
+    ]
+    if not unlike and not is_as_encoded(path, right):
+        what = "its records hold, but its text is not that of chimerakit: another order, other spaces, unknown or double keys"
+        unlike.append(Finding(False, MANIFEST, what))
+    yield from unlike or [Finding(True, MANIFEST, "the manifest follows from the recipe and the parents")]
+
+
+def _unlike_records(claimed: Mapping[str, Struct], right: Mapping[str, Struct]) -> Iterable[Finding]:
+    for name in claimed:
+        if name not in right:
+            yield Finding(False, name, "is in the manifest, but recipe and parents do not give it")
+    for name, record in right.items():
+        if name not in claimed:
+            yield Finding(False, name, "is not in the manifest, but recipe and parents give it")
+        else:
+            yield from _unlike_fields(name, claimed[name], record, record.__struct_fields__)
+
+
+def _unlike_fields(subject: str, claimed: Struct, right: Struct, fields: Iterable[str]) -> Iterable[Finding]:
+    for field in fields:
+        if (a := getattr(claimed, field)) != (b := getattr(right, field)):
+            yield Finding(False, subject, claims(field, a, b, "the parents give"))
+
+
+def _unlike_units(claimed: tuple[MadeRow, ...], right: tuple[MadeRow, ...]) -> Iterable[Finding]:
+    yield from _unlike_records({made.unit: made for made in claimed}, {made.unit: made for made in right})
+    names, order = [made.unit for made in claimed], [made.unit for made in right]
+    if names != order and sorted(names) == sorted(order):
+        first = next(a for a, b in zip(names, order, strict=True) if a != b)
+        yield Finding(False, first, "does not stand in the manifest where it stands in the child")
+
+
+# ------------------------------------------------------------------------------- making units again
+
+
+class _Proven(Struct, frozen=True):
+    """What making a unit again showed."""
+
+    made: Made
+    """With the digests of the child's bytes."""
+    first_unlike: dict[str, int]
+    """Tensors that differ from what the parents give, with the first byte that does."""
+
+
+def _say_proven(proven: _Proven) -> Iterable[Finding]:
+    for name in proven.made.digests:
+        if (at := proven.first_unlike.get(name)) is not None:
+            yield Finding(False, name, f"is not what its parents give (from byte {at})", {"byte": at})
+        else:
+            how = "equal in all parents" if proven.made.outcome == "equal" else proven.made.outcome
+            yield Finding(True, name, f"tensors proven against the parents: {how}")
+
+
+def _made(proven: _Proven, claimed: MadeRow | None) -> Made:
+    """What the manifest must say of a unit. Of bytes that are wrong no digest is right; that they are wrong is said once."""
+    made = proven.made
+    if claimed is None or not proven.first_unlike:
+        return made
+
+    def settle(found: dict[str, str], said: dict[str, str]) -> dict[str, str]:
+        return {n: said.get(n, digest) if n in proven.first_unlike else digest for n, digest in found.items()}
+
+    sha256 = None if made.sha256 is None else settle(made.sha256, claimed.sha256 or {})
+    return replace(made, digests=settle(made.digests, claimed.tensors), sha256=sha256)
+
+
+def _prove_job(job: Job, report: Report) -> list[_Proven]:
+    """Make a job's units again, into a comparison with the child."""
+    proven = []
+    with Inputs(job.roots, job.signatures) as inputs, _Comparison(job, report) as comparison:
+        for row in job.rows:
+            result = make_unit(row, inputs, comparison, allow_nonfinite=job.allow_nonfinite)
+            digests = {t.name: comparison.digest(t) for t in row.outputs}
+            made = Made(
+                row.unit,
+                result.outcome,
+                {name: found.xxh3 for name, found in digests.items()},
+                {name: found.sha256 or "" for name, found in digests.items()} if job.sha256 else None,
+                result.rms_error,
+                result.nonfinite,
+            )
+            unlike = {name: comparison.unlike[name] for name in digests if name in comparison.unlike}
+            proven.append(_Proven(made, unlike))
+    return proven
+
+
+class _Comparison:
+    """A sink that compares what arrives with the child's bytes, and digests the child's."""
+
+    def __init__(self, job: Job, report: Report):
+        self._job = job
+        self._report = report
+        self._readers = Readers()
+        self._digests = TensorDigests(sha256=job.sha256)
+        self.unlike: dict[str, int] = {}
+
+    def __enter__(self) -> "_Comparison":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._readers.__exit__(*exception)
+
+    def _reader(self, file: str) -> Reader:
+        return self._readers.get(Path(self._job.output, file))
+
+    def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
+        """Compare bytes of a tensor, from `start` on within it."""
+        expected = memoryview(data).cast("B")
+        found = memoryview(self._reader(tensor.file).read(tensor.start + start, len(expected)))
+        if tensor.name not in self.unlike and not same_bytes(found, expected):
+            self.unlike[tensor.name] = start + _first_unlike(found, expected)
+        self._digests.update(tensor, start, found)
+        self._report(len(found))
+
+    def digest(self, tensor: Tensor) -> Hasher:
+        """The digests of the child's bytes of a tensor."""
+        return self._digests.take(tensor, Path(self._job.output, tensor.file))
+
+
+def _first_unlike(a: memoryview, b: memoryview) -> int:
+    return next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
