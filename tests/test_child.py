@@ -109,7 +109,7 @@ def test_a_second_call_on_a_finished_child_does_nothing(plan: Plan, whole: dict[
     assert (merged.jobs_run, merged.jobs_reused, merged.nbytes_written) == (0, len(plan.segments), 0)
     assert merged.manifest == read_manifest(child)
     assert [e.text for e in events if isinstance(e, Said)] == [
-        f"{child} is this child already; `chimerakit verify` proves all of it"
+        f"{child} is this child already; `chimerakit verify --parent ...` proves all of it"
     ]
     assert {p: p.stat().st_mtime_ns for p in child.rglob("*")} == before
 
@@ -809,3 +809,20 @@ def test_a_receipt_is_written_after_its_bytes_are_on_the_disk(
     monkeypatch.setattr(os, "fsync", lambda fd: dirty.discard(name_of(fd)))
     merge_parents(plan, tmp_path / "child", threads=1)
     assert order == ["receipt with 0 unsynced"] * len(plan.segments)
+
+
+def test_a_foreign_file_beside_a_finished_child_is_refused(plan: Plan, tmp_path: Path) -> None:
+    """A second call does not call a folder this child that `verify` would object to."""
+    merge_parents(plan, tmp_path / "child")
+    (tmp_path / "child" / "foreign.bin").write_text("")
+    with pytest.raises(OutputError, match=r"holds something else beside the child(?s:.*)foreign\.bin"):
+        merge_parents(plan, tmp_path / "child")
+
+
+def test_another_parents_config_that_changes_after_planning_is_refused(own_pair: Pair, tmp_path: Path) -> None:
+    """The plan rests on every parent's config, copied or not."""
+    plan = plan_of(own_pair, R1T)
+    config = own_pair["r1"] / "config.json"
+    config.write_text(config.read_text().replace('"num_experts_per_tok": 2', '"num_experts_per_tok": 1'))
+    with pytest.raises(ChangedError, match=r"config\.json: has changed since the plan was made"):
+        merge_parents(plan, tmp_path / "child")

@@ -354,3 +354,15 @@ def test_detail_rolls_up_per_layer_and_expert(tmp_path: Path) -> None:
     lines = summarize(table_of(tmp_path / "child", parents), by="expert")
     taken = [(s.component, s.layer, s.expert, s.units) for s in lines if "= r1" in s.verdicts]
     assert taken == [("routed_experts", 2, 3, 3)]
+
+
+@pytest.mark.parametrize("storage", ["bf16", "fp8"])
+def test_a_flipped_bit_in_a_copied_unit_is_unexplained(tmp_path: Path, storage: str) -> None:
+    """Nearly a parent is neither a parent nor a mix."""
+    parents = make_parents(tmp_path, storage)
+    tensors = synthetic.tensors_of(1, storage)
+    tensors[EXPERT].view(np.uint8)[0, 0] ^= 1
+    child = synthetic.write_checkpoint(tmp_path / "child", tensors, synthetic.config_of(storage))
+    table = table_of(child, parents)
+    assert [row.unit for row in table.rows if row.verdict == "unexplained"] == [EXPERT]
+    assert "nearly 'v3'" in by_unit(table)[EXPERT].why

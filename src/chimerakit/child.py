@@ -65,6 +65,9 @@ def check_output(plan: Plan, path: Path, *, force: bool = False) -> None:
         _check_space(plan, path)
     except OSError as e:  # a name too long, a folder that may not be entered
         raise OutputError(f"can't be used: {e.strerror}", where=e.filename or path) from e
+    for parent in plan.parents.values():  # its config was planned with, whoever's is copied
+        if (signature := parent.signatures.get("config.json")) is not None:
+            Reader(Path(parent.root, "config.json"), signature).close()
     for row in plan.files:
         if row.parent is not None and row.source is not None:
             source = Path(plan.parents[row.parent].root, row.source)
@@ -124,8 +127,11 @@ def _check_contents(plan: Plan, path: Path, *, force: bool) -> None:
     if force:
         return
     if begun is None:
-        if read_manifest(path).plan != plan.digest:
+        manifest = read_manifest(path)
+        if manifest.plan != plan.digest:
             raise OutputError("holds a finished child of another plan", where=path, do="--force starts over")
+        if foreign := _foreign(path, {*manifest.weights, *manifest.files, MANIFEST}):
+            raise OutputError("holds something else beside the child", where=path, found=", ".join(foreign[:5]))
         return
     if begun.plan != plan.digest or begun.segments != plan.segments:
         raise OutputError("holds an unfinished child of another plan", where=path, do="--force starts over")

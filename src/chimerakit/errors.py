@@ -60,10 +60,10 @@ class PlanError(ChimerakitError):
     `problems` holds every one of them, each a message in itself.
     """
 
-    def __init__(self, problems: Sequence[str]):
+    def __init__(self, problems: Sequence[str], what: str = "this can't be merged"):
         self.problems = tuple(printable(p) for p in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"this can't be merged: {count}")
+        super().__init__(f"{what}: {count}")
         self.args = ("\n".join([str(self), *(f"  {i}. {p}" for i, p in enumerate(self.problems, 1))]),)
 
 

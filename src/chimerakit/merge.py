@@ -64,13 +64,9 @@ def merge_parents(
         child.close()
 
 
-def _is_there_already(plan: Plan, output: Path, tell: Listener, *, sha256: bool) -> Merged:
-    """A finished child of the plan; plans know parents by their headers, so some of their weights are looked at."""
-    clean_up(output)
-    manifest = read_manifest(output)
-    if sha256 and any(made.sha256 is None for made in manifest.units):
-        raise OutputError("this child is there already, without sha256", where=output, do="--force makes it again")
-    said = {made.unit: made.tensors for made in manifest.units}
+def check_finished(plan: Plan, output: Path) -> None:
+    """Refuse a finished child of other parents; plans know them by their headers, so some weights are looked at."""
+    said = {made.unit: made.tensors for made in read_manifest(output).units}
     for row in _sample(plan):
         if _Digests.of(row, plan) != said.get(row.unit):
             raise OutputError(
@@ -79,7 +75,15 @@ def _is_there_already(plan: Plan, output: Path, tell: Listener, *, sha256: bool)
                 found=f"another {row.unit}",
                 do="--force makes it again; verify --parent shows what the child is",
             )
-    tell(Said(f"{output} is this child already; `chimerakit verify` proves all of it"))
+
+
+def _is_there_already(plan: Plan, output: Path, tell: Listener, *, sha256: bool) -> Merged:
+    clean_up(output)
+    manifest = read_manifest(output)
+    if sha256 and any(made.sha256 is None for made in manifest.units):
+        raise OutputError("this child is there already, without sha256", where=output, do="--force makes it again")
+    check_finished(plan, output)
+    tell(Said(f"{output} is this child already; `chimerakit verify --parent ...` proves all of it"))
     return Merged(manifest, 0, len(plan.segments), 0)
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from chimerakit.numerics.mix import Term
 
 CHILD = "child"
+_REFUSED = "these can't be compared"
 Verdict = Literal["equal", "mixed", "unexplained"]
 How = Literal["bytes", "values", "codes", "converted"]
 """In what way a unit of the child is equal to a parent's."""
@@ -106,12 +107,12 @@ def verify_table(
     The first parent counts as the base. Raises PlanError for a parent of another architecture, or one named "child".
     """
     if CHILD in parents:
-        raise PlanError([f"a parent can't be called {CHILD!r} here"])
+        raise PlanError([f"a parent can't be called {CHILD!r} here"], _REFUSED)
     sides = {CHILD: open_checkpoint(child), **parents}
     anatomies = {name: Anatomy(checkpoint) for name, checkpoint in sides.items()}
     families = {anatomy.family.name for anatomy in anatomies.values()}
     if len(families) > 1:
-        raise PlanError([f"child and parents are of several architectures: {', '.join(sorted(families))}"])
+        raise PlanError([f"child and parents are of several architectures: {', '.join(sorted(families))}"], _REFUSED)
     units = {name: anatomy.units() for name, anatomy in anatomies.items()}
     mine = [unit for unit in scan_units(units) if CHILD in unit.sides]
 
@@ -182,6 +183,9 @@ def _row(
         )
     if left <= allowed:
         rounded = {parent: round(share, 3) for parent, share in zip(there, shares, strict=True)}
+        if sorted(rounded.values())[-1] == 1 and sum(map(abs, rounded.values())) == 1:
+            near = next(parent for parent, share in rounded.items() if share == 1)
+            return replace(row, why=f"nearly {near!r} (off by {left:.2g} of its RMS), yet not equal to it{problem}")
         return replace(row, verdict="mixed", parents=tuple(there), shares=rounded)
     far = f"the nearest mix is off by {left:.2%} of its RMS; storing it costs at most {allowed:.2%}"
     return replace(row, why=far + problem)

@@ -140,6 +140,7 @@ def test_a_finding_is_exit_1(tmp_path: Path, parents: dict[str, Path]) -> None:
         (["merge", "--parent", "v3=V3", "-o", "x", "--digest", "md5"], "unknown digest 'md5'"),
         (["verify", "V3"], "there is no manifest"),
         (["verify", "V3", "--table"], "--table compares with parents"),
+        (["verify", "V3", "--codes"], "--codes and --detail belong to --table"),
         (["demo", "--family", "V3"], "the tiny family is not there"),
         (["verify"], "Missing argument"),
     ],
@@ -196,3 +197,21 @@ def test_ctrl_c_stops_soon_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert not (child / "chimerakit.json").exists()
     assert run(*command[3:], "-q").returncode == 0
     assert (child / "chimerakit.json").exists()
+
+
+def test_closed_streams_are_no_traceback(tmp_path: Path, parents: dict[str, Path]) -> None:
+    """With standard output closed the exit code still says what came of it."""
+    command = f"{sys.executable} -m chimerakit plan --parent=v3={parents['v3']} --json >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_plan_looks_into_a_finished_child(tmp_path: Path, parents: dict[str, Path]) -> None:
+    """`plan -o` says what `merge -o` would: a child of a sister checkpoint is not this one."""
+    rules = ["--base", "v3", "--take", "r1:routed_experts"]
+    run("merge", *flags(parents), *rules, "-o", tmp_path / "child", "-q")
+    assert run("plan", *flags(parents), *rules, "-o", tmp_path / "child").returncode == 0
+    sister = {**parents, "r1": synthetic.make(tmp_path / "sister", 5, "fp8", shards=2, shuffle=3)}
+    done = run("plan", *flags(sister), *rules, "-o", tmp_path / "child")
+    assert done.returncode == 2
+    assert "parents with the same headers and other weights" in done.stderr

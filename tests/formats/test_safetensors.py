@@ -827,3 +827,12 @@ def test_links_are_never_passed_by_silently(tmp_path: Path) -> None:
     (root / "vocab.json").symlink_to("gone")
     with pytest.raises(CheckpointError, match=r"vocab\.json: is a link that leads nowhere"):
         open_checkpoint(root)
+
+
+def test_a_folder_with_a_lone_shard_is_no_checkpoint(tmp_path: Path) -> None:
+    """One of three shards without an index is a download that broke off, not a model; one of one is whole."""
+    synthetic.write_shard(tmp_path / "model-00001-of-000003.safetensors", {"w": np.ones(4, np.float32)})
+    with pytest.raises(CheckpointError, match="holds one of 3 shards and no index"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "model-00001-of-000003.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+    assert set(open_checkpoint(tmp_path).tensors) == {"w"}

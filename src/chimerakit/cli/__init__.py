@@ -6,7 +6,9 @@ progress.py   events -> a progress bar, or lines where nobody watches
 reference.py  docs/cli.md out of the help texts
 """
 
+import os
 import sys
+from pathlib import Path
 
 
 def main() -> None:
@@ -14,11 +16,15 @@ def main() -> None:
     from chimerakit.cli.app import app
     from chimerakit.errors import ChimerakitError, printable
 
+    # Started with closed streams there is nobody to tell; the exit code still says what came of it.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open until the end
     try:
         app()
     except ChimerakitError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     except OSError as e:
-        print(f"error: {printable(e.filename or 'a file')}: {e.strerror}", file=sys.stderr)
+        print(f"error: {printable(e.filename or 'input or output')}: {e.strerror or e}", file=sys.stderr)
         sys.exit(2)

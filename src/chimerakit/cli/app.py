@@ -78,9 +78,12 @@ def plan(
 
     made = _make_plan(recipe, parent, base, take, mix, dtype)
     if output is not None:
-        from chimerakit.child import check_output
+        from chimerakit.child import check_output, is_finished
+        from chimerakit.merge import check_finished
 
         check_output(made, output)
+        if is_finished(output):
+            check_finished(made, output)
     view = show.plan_view(made, output, threads)
     if as_json or full or not sys.stdout.isatty():
         show.print_json(made if full else view)
@@ -148,6 +151,8 @@ def verify(
     from chimerakit.cli import show
     from chimerakit.cli.progress import watching
 
+    if (codes or detail) and not table:
+        raise RecipeError("--codes and --detail belong to --table", where="verify")
     parents = _open_parents(_paths(parent))
     is_json = as_json or not sys.stdout.isatty()
     if table:

@@ -182,7 +182,11 @@ def print_findings(findings: Findings) -> None:
         print(printable(f"  FAILED  {finding.subject}: {finding.says}"))
     if len(findings.failed) > _SHOWN:
         print(f"          and {len(findings.failed) - _SHOWN} more (--json shows all)")
-    verdict = "holds" if findings.ok else f"does NOT hold: {len(findings.failed)} findings"
+    verdict = (
+        "holds"
+        if findings.ok
+        else f"does NOT hold: {len(findings.failed)} finding{'s' if len(findings.failed) > 1 else ''}"
+    )
     print(printable(f"{findings.subject}: {verdict} ({say_nbytes(findings.nbytes)} of weights)"))
 
 

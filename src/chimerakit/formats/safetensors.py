@@ -223,6 +223,14 @@ def _open_folder(root: Path) -> Checkpoint:
             found=", ".join(single[:3]) + (" ..." if len(single) > 3 else "") if single else "none of them",
             do="download the whole checkpoint",
         )
+    part = re.search(r"-[0-9]+-of-0*([0-9]+)\.safetensors$", single[0]) if weight_map is None else None
+    if part is not None and part[1] != "1":
+        raise CheckpointError(
+            f"holds one of {part[1]} shards and no index",
+            where=root,
+            found=single[0],
+            do="download the whole checkpoint",
+        )
     names = sorted(set(weight_map.values())) if weight_map is not None else single
     shards, tensors = [], dict[str, Tensor]()
     for name in names:

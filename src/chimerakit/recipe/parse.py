@@ -128,15 +128,15 @@ def _spans(value: Any, where: str) -> tuple[Span, ...] | None:
 
 def _span(item: Any, where: str) -> Span:
     text = str(item).strip() if isinstance(item, str | int) and not isinstance(item, bool) else ""
-    if match := re.fullmatch(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?", text):
+    if match := re.fullmatch(r"([0-9]{1,6})(?:\s*-\s*([0-9]{1,6}))?", text):
         first = int(match[1])
         last = first if match[2] is None else int(match[2])
         if first <= last:
             return Span(first, last)
         raise RecipeError("runs backwards", where=where, expected=f"{last}-{first}", found=text)
-    if (match := re.fullmatch(r"last (\d{1,6})", text)) and int(match[1]) > 0:
+    if (match := re.fullmatch(r"last ([0-9]{1,6})", text)) and int(match[1]) > 0:
         return Span(-int(match[1]), -1)
-    colon = re.fullmatch(r"(\d+):(\d+)", text)
+    colon = re.fullmatch(r"([0-9]+):([0-9]+)", text)
     raise RecipeError(
         "is no range of numbers",
         where=where,

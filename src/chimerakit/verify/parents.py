@@ -41,7 +41,10 @@ def check_parents(
     """Every byte and every statement is what recipe and parents give."""
     recipe = recipe_from_data(manifest.recipe, MANIFEST)
     if set(parents) != set(recipe.parents):
-        raise PlanError([f"the child's parents are {', '.join(recipe.parents)}; given: {', '.join(parents) or 'none'}"])
+        raise PlanError(
+            [f"the child's parents are {', '.join(recipe.parents)}; given: {', '.join(parents) or 'none'}"],
+            "this can't be proven",
+        )
     unlike = [Finding(False, n, why) for n, c in parents.items() for why in _other_parent(manifest, n, c)]
     if unlike:
         yield from unlike
