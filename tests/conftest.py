@@ -1,5 +1,8 @@
-"""What all tests share: how hard hypothesis tries."""
+"""What tests share: how hard hypothesis tries, and a disk that nobody waits for."""
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.effort import EFFORT, examples
@@ -12,3 +15,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile(EFFORT)
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[None]:
+    """For tests in which nothing loses power, so that nothing need wait for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,7 @@ KILLS = examples(quick=7, ci=7, prove=100)
 Pair = dict[str, Path]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def impatient() -> Iterator[None]:
-    """Nothing here loses power, so nothing waits for the disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)
-        yield
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """One job at a time: it travels as JSON, runs in any order and any number of times, and refuses what can't be mixed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,7 @@ Pair = dict[str, Path]
 UNIT = "model.layers.1.mlp.experts.2.up_proj.weight"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def impatient() -> Iterator[None]:
-    """Nothing here loses power, so nothing waits for the disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)
-        yield
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture(scope="module")

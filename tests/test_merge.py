@@ -32,14 +32,15 @@ FLOATS = ("bf16", "f16", "f32")
 OWN = ("README.md", "chimerakit.json")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def impatient() -> Iterator[None]:
-    """Nothing here loses power, so nothing waits for the disk; tensors are so small that threads only cost torch time."""
+pytestmark = pytest.mark.usefixtures("impatient", "one_thread")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors are so small that threads only cost torch time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)
-        yield
+    yield
     torch.set_num_threads(threads)
 
 

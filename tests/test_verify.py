@@ -34,12 +34,7 @@ UNIT = "model.embed_tokens.weight"
 _FIRST = "model-00001-of-000003.safetensors"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def impatient() -> Iterator[None]:
-    """Nothing here loses power, so nothing waits for the disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)
-        yield
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture(scope="module")
