@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from chimerakit.errors import ChangedError, NonFiniteError
-from chimerakit.execute import Inputs, make_unit, run_job
+from chimerakit.execute import Inputs, make_units, run_job
 from chimerakit.merge import merge_parents
 from chimerakit.plan import make_jobs
+from chimerakit.plan.ranges import Run
 from chimerakit.records import Job, Receipt, Tensor
-from chimerakit.stores.local import Buffer
+from chimerakit.stores.local import Buffer, Reader
 from tests import naive, synthetic
 from tests.merging import MIX, MIX_ALL, contents, merge, plan_of, receipts, stored, values
 
@@ -103,6 +104,11 @@ class Memory:
         self.data.setdefault(tensor.name, bytearray(tensor.nbytes))[start : start + len(data)] = data
         self.times.setdefault(tensor.name, np.zeros(tensor.nbytes, int))[start : start + len(data)] += 1
 
+    def copy(self, run: Run, reader: Reader) -> None:
+        data = reader.read(run.start, run.nbytes)
+        for tensor, start, first, last in run.slices(0, run.nbytes):
+            self.write(tensor, start, data[first:last])
+
 
 @pytest.mark.parametrize("rules", ["", MIX_ALL])
 def test_a_unit_is_written_byte_for_byte_once(parents: Pair, rules: str, tmp_path: Path) -> None:
@@ -112,8 +118,7 @@ def test_a_unit_is_written_byte_for_byte_once(parents: Pair, rules: str, tmp_pat
     sink = Memory()
     for job in make_jobs(plan, tmp_path):
         with Inputs(job.roots, job.signatures) as inputs:
-            for row in job.rows:
-                make_unit(row, inputs, sink, allow_nonfinite=False)
+            assert [row for row, _ in make_units(job.rows, inputs, sink, allow_nonfinite=False)] == list(job.rows)
     assert all((times == 1).all() for times in sink.times.values())
     child = stored(tmp_path / "child")
     assert {name: bytes(data) for name, data in sink.data.items()} == {name: d for name, (_, _, d) in child.items()}

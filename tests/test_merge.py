@@ -566,7 +566,7 @@ def test_more_random_recipes_equal_the_naive_merge(
 MEASURE = """
 import json, sys
 from pathlib import Path
-from chimerakit.plan import peak_memory
+from chimerakit.plan.memory import peak_memory
 from chimerakit.merge import merge_parents
 from tests.merging import plan_of
 

@@ -11,7 +11,7 @@ and last the manifest; then the folder .chimerakit goes. A folder without manife
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,17 +22,16 @@ from chimerakit.errors import CheckpointError, ChimerakitError, ManifestError, O
 from chimerakit.execute import Report
 from chimerakit.formats.safetensors import INDEX
 from chimerakit.manifest import MANIFEST, WORKSPACE, encode_manifest, make_manifest, read_manifest
+from chimerakit.plan.ranges import equal_shards
 from chimerakit.records import FileRow, Job, Manifest, OtherFile, Plan, Receipt
-from chimerakit.stores.digest import Hasher, digest_file, digest_range
-from chimerakit.stores.local import (
-    CHUNK,
-    PART,
+from chimerakit.stores.digest import Hasher, digest_file, digest_of, digest_range
+from chimerakit.stores.local import CHUNK, PART, Reader, read_file
+from chimerakit.stores.part import (
     PartFile,
-    Reader,
+    allocated_nbytes,
     finish_file,
     free_nbytes,
     make_folder,
-    read_file,
     sync_folder,
     write_file,
 )
@@ -45,6 +44,19 @@ _SPARE = 16 << 20
 """Bytes kept free for manifest, receipts and folders."""
 
 
+class _Sealed(Struct, frozen=True):
+    """A receipt as it is kept."""
+
+    seal: str
+    """xxh3-128 of plan.json and the receipt: one that was changed, or made for something else, does not fit."""
+    receipt: msgspec.Raw
+
+    @classmethod
+    def of(cls, receipt: bytes, begun: bytes) -> "_Sealed":
+        """Seal a receipt's text."""
+        return cls(digest_of(begun + receipt), msgspec.Raw(receipt))
+
+
 class _Begun(Struct, frozen=True):
     """What an unfinished child says about itself."""
 
@@ -53,16 +65,17 @@ class _Begun(Struct, frozen=True):
     signatures: dict[str, dict[str, tuple[int, int]]]
     allow_nonfinite: bool
     sha256: bool
+    link: bool
     files: tuple[str, ...]
     """Every name that it may write, so that starting over deletes nothing else."""
 
 
-def check_output(plan: Plan, path: Path, *, force: bool = False) -> None:
+def check_output(plan: Plan, path: Path, *, force: bool = False, link: bool = False) -> None:
     """Refuse what can't become this child, before anything is written: the folder, the disk, unreadable files."""
     try:
         _check_place(plan, path)
         _check_contents(plan, path, force=force)
-        _check_space(plan, path)
+        _check_space(plan, path, equal_shards(plan) if link else {})
     except OSError as e:  # a name too long, a folder that may not be entered
         raise OutputError(f"can't be used: {e.strerror}", where=e.filename or path) from e
     for parent in plan.parents.values():  # its config was planned with, whoever's is copied
@@ -96,11 +109,27 @@ def _check_place(plan: Plan, path: Path) -> None:
             )
 
 
-def _check_space(plan: Plan, path: Path) -> None:
+def _check_space(plan: Plan, path: Path, linked: Collection[str]) -> None:
     on_disk = sum(f.stat().st_blocks * 512 for f in path.glob("*") if f.is_file()) if path.is_dir() else 0
-    needed, free = plan.output_nbytes + _SPARE - on_disk, free_nbytes(path)
+    needed, free = _needed(plan, linked) + _SPARE - on_disk, free_nbytes(path)
     if needed > free:
         raise OutputError("too little disk space", where=path, expected=f"{needed} bytes", found=f"{free} bytes free")
+
+
+def _needed(plan: Plan, linked: Collection[str]) -> int:
+    """Bytes on disk that the child takes at most: what is copied out of a file takes no more than that file does."""
+    copied: dict[Path, int] = {}
+    needed = sum(f.nbytes for f in plan.files) + sum(s.header.nbytes for s in plan.shards if s.name not in linked)
+    for row in plan.rows:
+        for number, target in enumerate(row.outputs):
+            if target.file in linked:
+                continue
+            if row.kind != "copy":
+                needed += target.nbytes
+                continue
+            source = Path(plan.parents[row.inputs[0].parent].root, row.inputs[0].tensors[number].file)
+            copied[source] = copied.get(source, 0) + target.nbytes
+    return needed + sum(min(nbytes, allocated_nbytes(source)) for source, nbytes in copied.items())
 
 
 def _foreign(path: Path, names: Iterable[str]) -> list[str]:
@@ -182,17 +211,21 @@ def _begun(path: Path) -> _Begun | None:
 class Child:
     """A child while it is being made. One process at a time works on it; its jobs need no lock."""
 
-    def __init__(self, plan: Plan, path: Path, *, force: bool, allow_nonfinite: bool, sha256: bool):
+    def __init__(self, plan: Plan, path: Path, *, force: bool, allow_nonfinite: bool, sha256: bool, link: bool):
         self.path = path
+        self.linked = equal_shards(plan) if link else {}
+        """Weight files that are hard links, and the (parent, shard) that each is a link to."""
         self._plan = plan
         self._sha256 = sha256
         self._allow_nonfinite = allow_nonfinite
+        self._link = link
         self._workspace = path / WORKSPACE
         self._receipts = self._workspace / "receipts"
         make_folder(path)
         self._lock = self._take_lock()
         try:
             self._begin(force=force)
+            self._link_shards()
         except BaseException:
             self.close()
             raise
@@ -201,9 +234,11 @@ class Child:
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
+        except OSError as e:
             os.close(fd)
-            raise OutputError("another process is working on this folder", where=self.path) from e
+            is_taken = isinstance(e, BlockingIOError)
+            what = "another process is working on this folder" if is_taken else f"can't be locked: {e.strerror}"
+            raise OutputError(what, where=self.path) from e
         return fd
 
     def close(self) -> None:
@@ -211,11 +246,20 @@ class Child:
         os.close(self._lock)
 
     def _begin(self, *, force: bool) -> None:
-        check_output(self._plan, self.path, force=force)
+        check_output(self._plan, self.path, force=force, link=self._link)
+        if is_finished(self.path) and not force:  # it was not when the caller looked, before the lock
+            raise OutputError("another process has finished this child just now", where=self.path)
         names = (*(s.name for s in self._plan.shards), *(f.name for f in self._plan.files), CARD, MANIFEST)
         mine = _Begun(
-            self._plan.digest, self._plan.segments, _signatures(self._plan), self._allow_nonfinite, self._sha256, names
+            self._plan.digest,
+            self._plan.segments,
+            _signatures(self._plan),
+            self._allow_nonfinite,
+            self._sha256,
+            self._link,
+            names,
         )
+        self._begun = msgspec.json.encode(mine, order="deterministic")
         there = _begun(self.path)
         if there == mine and not force:
             return
@@ -225,6 +269,21 @@ class Child:
             self._clear(there)
         clean_up(self.path)
         self._write_begun(mine)
+
+    def _link_shards(self) -> None:
+        """Give whole files of parents a second name in the child; a folder that has them already keeps them."""
+        for name, (parent, shard) in self.linked.items():
+            source = Path(os.path.realpath(Path(self._plan.parents[parent].root, shard)))
+            part, done = self.path / (name + PART), self.path / name
+            if any(file.exists() and file.samefile(source) for file in (part, done)):
+                continue
+            try:
+                part.unlink(missing_ok=True)
+                part.hardlink_to(source)
+            except OSError as e:
+                raise OutputError(
+                    f"can't be a hard link to {source}: {e.strerror}", where=done, do="leave --link out"
+                ) from e
 
     def _write_begun(self, begun: _Begun) -> None:
         make_folder(self._workspace)
@@ -250,18 +309,20 @@ class Child:
             )
         # Said before anything goes, so that a kill in the middle leaves an unfinished child and no orphans.
         self._write_begun(
-            _Begun("", (), {}, allow_nonfinite=False, sha256=False, files=tuple(sorted({*names, MANIFEST})))
+            _Begun("", (), {}, allow_nonfinite=False, sha256=False, link=False, files=tuple(sorted({*names, MANIFEST})))
         )
         for name in sorted(names, key=lambda name: name != MANIFEST):
             for file in (self.path / name, self.path / (name + PART)):
                 if file.is_symlink() or file.is_file():
                     file.unlink()
+        sync_folder(self.path)  # before the workspace goes: files must not come back without it after a loss of power
 
     # ---------------------------------------------------------------------------------------- receipts
 
     def save(self, receipt: Receipt) -> None:
         """Keep a receipt; its bytes are on the disk already."""
-        write_file(self._receipts / f"{receipt.job}.json", msgspec.json.encode(receipt))
+        sealed = _Sealed.of(msgspec.json.encode(receipt), self._begun)
+        write_file(self._receipts / f"{receipt.job}.json", msgspec.json.encode(sealed))
 
     def has_receipt(self, job: Job) -> bool:
         """Whether an earlier call left a receipt of a job."""
@@ -270,7 +331,10 @@ class Child:
     def receipt_of(self, job: Job, report: Report) -> Receipt | None:
         """The receipt of a job that needs not run again: the bytes are those that it tells of."""
         try:
-            receipt = msgspec.json.decode(read_file(self._receipts / f"{job.id}.json", _MAX_RECEIPT), type=Receipt)
+            kept = msgspec.json.decode(read_file(self._receipts / f"{job.id}.json", _MAX_RECEIPT), type=_Sealed)
+            if kept != _Sealed.of(bytes(kept.receipt), self._begun):
+                return None
+            receipt = msgspec.json.decode(kept.receipt, type=Receipt)
             return receipt if self._holds(job, receipt, report) else None
         except (ChimerakitError, msgspec.DecodeError, OSError):
             return None
@@ -298,11 +362,16 @@ class Child:
         if jobs:
             (self.path / MANIFEST).unlink(missing_ok=True)
         for name in {name for job in jobs for name in job.sizes}:
-            done = self.path / name
+            done, part = self.path / name, self.path / (name + PART)
             if done.is_symlink():
                 raise OutputError("is a symbolic link; output is never written through one", where=done, do="remove it")
+            for file in (done, part):
+                if name not in self.linked and file.exists() and file.stat().st_nlink > 1:
+                    raise OutputError(
+                        "has another name (hard link), which would change with it", where=file, do="remove it"
+                    )
             if done.exists():
-                done.rename(self.path / (name + PART))
+                done.rename(part)
 
     # ------------------------------------------------------------------------------------------ finish
 
@@ -343,11 +412,13 @@ class Child:
         target.with_name(target.name + PART).unlink(missing_ok=True)
         part = PartFile(target, reader.nbytes)
         try:
-            done = 0
-            for piece in reader.chunks(0, reader.nbytes, memoryview(bytearray(CHUNK))):
-                part.write(piece, done)
-                hasher.update(piece)
-                done += len(piece)
+            for piece in reader.pieces(0, reader.nbytes, memoryview(bytearray(CHUNK))):
+                if piece.data is None:
+                    hasher.update_zeros(piece.nbytes)
+                else:
+                    part.write(piece.data, piece.start)
+                    hasher.update(piece.data)
+            reader.check_unchanged()
             part.sync()
         finally:
             part.close()

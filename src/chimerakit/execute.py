@@ -1,12 +1,15 @@
 """One Job -> Receipt: read, copy or mix, write, digest. Decides nothing; may run twice, anywhere, in any order.
 
-    run_job -> make_unit -> numerics.mix -> sink
+    run_job -> make_units -> numerics.mix -> sink
 
-A unit is made into a *sink*: the child's files while merging, a comparison with them while verifying. So a child is
+Units are made into a *sink*: the child's files while merging, a comparison with them while verifying. So a child is
 proven by the same code that made it, and that code is proven by independent arithmetic in the tests.
+
+Reading, computing and writing overlap because several jobs run at a time; a job does one thing after the other.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -16,9 +19,12 @@ from msgspec.structs import replace
 from chimerakit.dtypes import BLOCK, FP8_BLOCKS
 from chimerakit.errors import NonFiniteError
 from chimerakit.plan.panels import Cut, Panel, cut
+from chimerakit.plan.ranges import Run, copy_runs, merged_ranges
 from chimerakit.records import Header, Input, Job, Made, Outcome, Receipt, Row, Tensor
 from chimerakit.stores.digest import Hasher, TensorDigests, digest_of
-from chimerakit.stores.local import CHUNK, Buffer, PartFile, Reader, Readers, same_bytes
+from chimerakit.stores.local import CHUNK, Buffer, Reader, Readers
+from chimerakit.stores.part import PAGE, PartFile, Stage
+from chimerakit.stores.system import same_bytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,10 +36,13 @@ Report = Callable[[int], None]
 
 
 class Sink(Protocol):
-    """Where the bytes of a unit go."""
+    """Where the bytes of units go."""
 
     def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
         """Take bytes of a tensor of the child, from `start` on within the tensor."""
+
+    def copy(self, run: Run, reader: Reader) -> None:
+        """Take a range of a parent's file as it is."""
 
 
 class Result(NamedTuple):
@@ -48,9 +57,9 @@ def run_job(job: Job, report: Report) -> Receipt:
     """Write everything that a job holds, wait until it is on the disk, and say what was written."""
     with Inputs(job.roots, job.signatures) as inputs, _Files(job, report) as files:
         headers = {h.file: files.write_header(h, inputs) for h in job.headers}
+        files.reserve(row for row in job.rows if row.kind != "copy")
         made = []
-        for row in job.rows:
-            result = make_unit(row, inputs, files, allow_nonfinite=job.allow_nonfinite)
+        for row, result in make_units(job.rows, inputs, files, allow_nonfinite=job.allow_nonfinite):
             digests = {t.name: files.digest(t) for t in row.outputs}
             made.append(
                 Made(
@@ -62,6 +71,7 @@ def run_job(job: Job, report: Report) -> Receipt:
                     nonfinite=result.nonfinite,
                 )
             )
+        inputs.check_unchanged()
         files.sync()
     return Receipt(job.id, job.nbytes, headers, tuple(made))
 
@@ -78,6 +88,10 @@ class Inputs:
         """The open shard of a parent."""
         return self._readers.get(Path(self._roots[parent], shard), self._signatures[parent][shard])
 
+    def check_unchanged(self) -> None:
+        """Refuse if a file was written to while it was read."""
+        self._readers.check_unchanged()
+
     def __enter__(self) -> "Inputs":
         return self
 
@@ -85,14 +99,54 @@ class Inputs:
         self._readers.__exit__(*exception)
 
 
-class _Files:
-    """The child's files that a job writes; a sink that digests what passes."""
+# ----------------------------------------------------------------------------------------------- sinks
+
+
+class Digests:
+    """A sink that keeps nothing but digests; the others do more with the same bytes."""
+
+    def __init__(self, output: str, report: Report, *, sha256: bool):
+        self._output = output
+        self._report = report
+        self._digests = TensorDigests(sha256=sha256)
+        self._buffer = memoryview(bytearray(CHUNK))
+
+    def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
+        """Take bytes of a tensor of the child, from `start` on within the tensor."""
+        self._digests.update(tensor, start, data)
+        self._report(memoryview(data).nbytes)
+
+    def copy(self, run: Run, reader: Reader) -> None:
+        """Take a range of a parent's file as it is."""
+        self._look(run, reader, 0, run.nbytes)
+
+    def digest(self, tensor: Tensor) -> Hasher:
+        """The digests of a tensor whose bytes have been taken; it lies in its file by now."""
+        return self._digests.take(tensor, Path(self._output, tensor.file))
+
+    def _look(self, run: Run, reader: Reader, first: int, last: int) -> None:
+        """Read a part of a run for its digests only."""
+        for piece in reader.pieces(run.start + first, last - first, self._buffer):
+            self._take(run, first + piece.start, piece.nbytes, piece.data)
+
+    def _take(self, run: Run, start: int, nbytes: int, data: memoryview | None) -> None:
+        """Digest a part of a run; None for a hole."""
+        for tensor, within, first, last in run.slices(start, nbytes):
+            if data is None:
+                self._digests.update_zeros(tensor, within, last - first)
+            else:
+                self._digests.update(tensor, within, data[first:last])
+        self._report(nbytes)
+
+
+class _Files(Digests):
+    """The child's files that a job writes."""
 
     def __init__(self, job: Job, report: Report):
+        super().__init__(job.output, report, sha256=job.sha256)
         self._job = job
-        self._report = report
         self._parts: dict[str, PartFile] = {}
-        self._digests = TensorDigests(sha256=job.sha256)
+        self._stage = Stage()
 
     def __enter__(self) -> "_Files":
         return self
@@ -106,27 +160,71 @@ class _Files:
             self._parts[name] = PartFile(Path(self._job.output, name), self._job.sizes[name])
         return self._parts[name]
 
-    def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
-        self._part(tensor.file).write(data, tensor.start + start)
-        self._digests.update(tensor, start, data)
-        self._report(memoryview(data).nbytes)
-
     def write_header(self, header: Header, inputs: Inputs) -> str:
         """Write the bytes before the first weight; returns their digest."""
         if header.parent is not None and header.shard is not None:
             data = inputs.reader(header.parent, header.shard).read(0, header.nbytes)
         else:
             data = new_header(header)
-        self._part(header.file).write(data, 0)
+        if header.file not in self._job.linked:
+            self._stage.write(self._part(header.file), 0, memoryview(data))
         self._report(len(data))
         return digest_of(data)
 
+    def reserve(self, rows: Iterable[Row]) -> None:
+        """Take the space of what is going to be computed."""
+        for file, start, nbytes in merged_ranges(rows):
+            self._part(file).reserve(start, nbytes)
+
+    def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
+        """Take bytes of a tensor of the child, from `start` on within the tensor."""
+        self._stage.write(self._part(tensor.file), tensor.start + start, memoryview(data).cast("B"))
+        super().write(tensor, start, data)
+
+    def copy(self, run: Run, reader: Reader) -> None:
+        """Share what the file system can share with the parent's file, move the rest."""
+        first, last = (0, run.nbytes) if run.target in self._job.linked else self._clone(run, reader)
+        self._move(run, reader, 0, first)
+        self._look(run, reader, first, last)
+        self._move(run, reader, last, run.nbytes)
+
+    def _clone(self, run: Run, reader: Reader) -> tuple[int, int]:
+        """The part of a run that now shares its blocks with the parent's file."""
+        first = -run.start % PAGE
+        last = run.nbytes - (run.start + run.nbytes) % PAGE
+        is_aligned = (run.start - run.target_start) % PAGE == 0 and last - first >= PAGE
+        part = self._part(run.target)
+        if is_aligned and part.clone(reader, run.start + first, last - first, run.target_start + first):
+            return first, last
+        return run.nbytes, run.nbytes
+
+    def _move(self, run: Run, reader: Reader, first: int, last: int) -> None:
+        """Read a part of a run into the stage; holes stay holes."""
+        part = self._part(run.target)
+        if last > first and not reader.is_sparse:
+            part.reserve(run.target_start + first, last - first)
+        for begin, end, is_data in reader.extents(run.start + first, last - first):
+            at, stop = begin - run.start, end - run.start
+            if not is_data:
+                part.skip(run.target_start + at, stop - at)
+                self._take(run, at, stop - at, None)
+                continue
+            while at < stop:
+                room = self._stage.room(part, run.target_start + at, stop - at)
+                reader.read_into(room, run.start + at)
+                self._take(run, at, len(room), room)
+                at += len(room)
+
     def digest(self, tensor: Tensor) -> Hasher:
         """The digests of a tensor that was written."""
-        return self._digests.take(tensor, self._part(tensor.file).part)
+        if not self._digests.is_complete(tensor):  # then it is read again, from the file
+            self._stage.flush()
+        file = self._parts[tensor.file].part if tensor.file in self._parts else Path(self._output, tensor.file)
+        return self._digests.take(tensor, file)
 
     def sync(self) -> None:
         """Wait until everything is on the disk."""
+        self._stage.flush()
         for part in self._parts.values():
             part.sync()
 
@@ -137,47 +235,54 @@ def new_header(header: Header) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-# -------------------------------------------------------------------------------------------- one unit
+# ----------------------------------------------------------------------------------------------- units
 
 
-def make_unit(row: Row, inputs: Inputs, sink: Sink, *, allow_nonfinite: bool) -> Result:
-    """Make one unit of the child out of its parents'."""
-    if row.kind == "copy":
-        _copy(row, inputs, sink)
-        return Result("copied", None, 0)
+def make_units(
+    rows: Iterable[Row], inputs: Inputs, sink: Sink, *, allow_nonfinite: bool
+) -> Iterator[tuple[Row, Result]]:
+    """Make units of the child out of their parents'; neighbours that are copied are moved together."""
+    for is_copy, group in groupby(rows, lambda row: row.kind == "copy"):
+        if is_copy:
+            copied = tuple(group)
+            _copy(copied, inputs, sink)
+            yield from ((row, Result("copied", None, 0)) for row in copied)
+        else:
+            yield from ((row, _compute(row, inputs, sink, allow_nonfinite)) for row in group)
+
+
+def _copy(rows: Iterable[Row], inputs: Inputs, sink: Sink) -> None:
+    """Move bytes; nothing is decoded."""
+    for run in copy_runs(rows):
+        sink.copy(run, inputs.reader(run.parent, run.source))
+
+
+def _compute(row: Row, inputs: Inputs, sink: Sink, allow_nonfinite: bool) -> Result:
+    """Make a unit that is mixed or converted, or turns out to need neither."""
     if row.if_equal is not None and _are_equal(row, inputs):
         if row.if_equal == "copy":
-            _copy(row, inputs, sink)
+            _copy((row,), inputs, sink)
             return Result("equal", None, 0)
         return _mix(row, (replace(row.inputs[0], share=1.0),), inputs, sink, "equal", allow_nonfinite)
     return _mix(row, row.inputs, inputs, sink, "converted" if row.kind == "convert" else "mixed", allow_nonfinite)
 
 
-def _copy(row: Row, inputs: Inputs, sink: Sink) -> None:
-    """Move bytes; nothing is decoded."""
-    part = row.inputs[0]
-    for source, target in zip(part.tensors, row.outputs, strict=True):
-        buffer = memoryview(bytearray(min(CHUNK, source.nbytes)))
-        done = 0
-        for piece in inputs.reader(part.parent, source.file).chunks(source.start, source.nbytes, buffer):
-            sink.write(target, done, piece)
-            done += len(piece)
-
-
 def _are_equal(row: Row, inputs: Inputs) -> bool:
     """Whether all parents of a mix have the same bytes; stops at the first that differ, as a rule at once."""
     first, *others = row.inputs
+    most = min(CHUNK, max(t.nbytes for t in first.tensors))
+    mine, theirs = memoryview(bytearray(most)), memoryview(bytearray(most))
     for number, tensor in enumerate(first.tensors):
-        size = min(CHUNK, tensor.nbytes)
-        mine, theirs = memoryview(bytearray(size)), memoryview(bytearray(size))
-        done = 0
-        for piece in inputs.reader(first.parent, tensor.file).chunks(tensor.start, tensor.nbytes, mine):
+        done, size = 0, PAGE
+        while done < tensor.nbytes:
+            size = min(2 * size, most, tensor.nbytes - done)
+            inputs.reader(first.parent, tensor.file).read_into(mine[:size], tensor.start + done)
             for other in others:
                 there = other.tensors[number]
-                inputs.reader(other.parent, there.file).read_into(theirs[: len(piece)], there.start + done)
-                if not same_bytes(piece, theirs[: len(piece)]):
+                inputs.reader(other.parent, there.file).read_into(theirs[:size], there.start + done)
+                if not same_bytes(mine[:size], theirs[:size]):
                     return False
-            done += len(piece)
+            done += size
     return True
 
 
@@ -225,6 +330,8 @@ class Source:
         self._reader = inputs.reader(part.parent, self._weight.file)
         self._width = self._weight.nbytes // max(1, whole.rows * whole.cols)
         self._share = np.float32(part.share)
+        most = max((panel.rows * panel.cols for panel in whole.panels()), default=0)
+        self._buffer = np.empty(most * self._width, np.uint8)  # once: a fresh one costs a page fault for every page
         self._scales = None
         self._scale_dtype = None
         if part.storage in FP8_BLOCKS:
@@ -236,11 +343,11 @@ class Source:
 
     def term(self, panel: Panel) -> "Term":
         """The parent's part of one panel."""
-        import numpy as np
 
         from chimerakit.numerics.mix import Term
 
-        data = np.empty((panel.rows, panel.cols * self._width), np.uint8)
+        wide = panel.cols * self._width
+        data = self._buffer[: panel.rows * wide].reshape(panel.rows, wide)
         if panel.cols == self._whole.cols or panel.rows == 1:
             at = (panel.row * self._whole.cols + panel.col) * self._width
             self._reader.read_into(data.reshape(-1).data, self._weight.start + at)

@@ -8,15 +8,14 @@ from msgspec import Struct
 from chimerakit.child import Child, check_output, clean_up, is_finished
 from chimerakit.errors import OutputError
 from chimerakit.events import FileDone, JobDone, Listener, Said, ignore, one_at_a_time
-from chimerakit.execute import Inputs, Report, make_unit, run_job
+from chimerakit.execute import Digests, Inputs, Report, make_units, run_job
 from chimerakit.manifest import read_manifest
 from chimerakit.plan import make_jobs
+from chimerakit.plan.memory import MAX_MEMORY, threads_within
 from chimerakit.plan.panels import BLOCKED_COLS
-from chimerakit.records import Job, Manifest, Plan, Receipt, Row, Tensor
+from chimerakit.records import Job, Manifest, Plan, Receipt, Row
 from chimerakit.runners.local import default_threads
 from chimerakit.runners.watched import run_watched
-from chimerakit.stores.digest import Hasher
-from chimerakit.stores.local import Buffer
 
 _SAMPLED = 4
 
@@ -38,23 +37,27 @@ def merge_parents(
     *,
     threads: int | None = None,
     force: bool = False,
+    max_memory: int = MAX_MEMORY,
     allow_nonfinite: bool = False,
     sha256: bool = False,
+    link: bool = False,
     listener: Listener = ignore,
 ) -> Merged:
     """Make the child of a plan in the folder `output`, or go on making it; the bytes are the same either way.
 
-    force: delete an earlier child that stands there and start over. allow_nonfinite: carry NaN and infinity along.
-    sha256: record sha256 beside xxh3-128. Raises OutputError, CheckpointError, NonFiniteError; then the child is
-    unfinished, has no manifest, and the next call goes on.
+    threads: jobs at a time, at most; as many as max_memory (bytes) allows. force: delete an earlier child that stands
+    there and start over. allow_nonfinite: carry NaN and infinity along. sha256: record sha256 beside xxh3-128. link: weight
+    files that equal a parent's whole file become hard links to it. Raises PlanError (memory), OutputError, CheckpointError,
+    NonFiniteError; after the last two the child is unfinished, has no manifest, and the next call goes on.
     """
-    output, tell, threads = Path(output), one_at_a_time(listener), threads or default_threads()
-    check_output(plan, output, force=force)
+    output, tell = Path(output), one_at_a_time(listener)
+    threads = threads_within(plan, max_memory, threads or default_threads())
+    check_output(plan, output, force=force, link=link)
     if not force and is_finished(output):
         return _is_there_already(plan, output, tell, sha256=sha256)
-    child = Child(plan, output, force=force, allow_nonfinite=allow_nonfinite, sha256=sha256)
+    child = Child(plan, output, force=force, allow_nonfinite=allow_nonfinite, sha256=sha256, link=link)
     try:
-        jobs = make_jobs(plan, output.resolve(), allow_nonfinite=allow_nonfinite, sha256=sha256)
+        jobs = make_jobs(plan, output.resolve(), linked=child.linked, allow_nonfinite=allow_nonfinite, sha256=sha256)
         done = _done_before(child, jobs, threads, tell)
         todo = [job for job in jobs if job.id not in done]
         receipts = done | _run(plan, child, todo, threads, tell)
@@ -68,7 +71,7 @@ def check_finished(plan: Plan, output: Path) -> None:
     """Refuse a finished child of other parents; plans know them by their headers, so some weights are looked at."""
     said = {made.unit: made.tensors for made in read_manifest(output).units}
     for row in _sample(plan):
-        if _Digests.of(row, plan) != said.get(row.unit):
+        if _digests(row, plan) != said.get(row.unit):
             raise OutputError(
                 "holds a finished child of parents with the same headers and other weights",
                 where=output,
@@ -97,24 +100,12 @@ def _sample(plan: Plan) -> list[Row]:
     return found
 
 
-class _Digests:
-    """A sink that keeps nothing but digests."""
-
-    def __init__(self) -> None:
-        self._hashers: dict[str, Hasher] = {}
-
-    def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
-        """Digest bytes of a tensor; units of a sample are so narrow that they come in order."""
-        del start
-        self._hashers.setdefault(tensor.name, Hasher()).update(data)
-
-    @classmethod
-    def of(cls, row: Row, plan: Plan) -> dict[str, str]:
-        """The digests that a unit's tensors must have."""
-        sink, parents = cls(), plan.parents
-        with Inputs({n: c.root for n, c in parents.items()}, {n: c.signatures for n, c in parents.items()}) as inputs:
-            make_unit(row, inputs, sink, allow_nonfinite=True)
-        return {t.name: sink._hashers.get(t.name, Hasher()).xxh3 for t in row.outputs}
+def _digests(row: Row, plan: Plan) -> dict[str, str]:
+    """The digests that a unit's tensors must have. Units of a sample are so narrow that their bytes come in order."""
+    parents, sink = plan.parents, Digests("", lambda _: None, sha256=False)
+    with Inputs({n: c.root for n, c in parents.items()}, {n: c.signatures for n, c in parents.items()}) as inputs:
+        list(make_units((row,), inputs, sink, allow_nonfinite=True))
+    return {t.name: sink.digest(t).xxh3 for t in row.outputs}
 
 
 def _done_before(child: Child, jobs: Sequence[Job], threads: int, tell: Listener) -> dict[int, Receipt]:

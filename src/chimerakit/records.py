@@ -29,7 +29,7 @@ COMPONENTS: tuple[Component, ...] = (
 # ------------------------------------------------------------------------------------------ checkpoint
 
 
-class Tensor(Struct, frozen=True):
+class Tensor(Struct, frozen=True, gc=False):
     """One named array as it is stored."""
 
     name: str
@@ -98,7 +98,7 @@ class Checkpoint(Struct, frozen=True):
         return {f.name: (f.nbytes, f.mtime_ns) for f in (*self.shards, *self.files, *index)}
 
 
-class Role(Struct, frozen=True):
+class Role(Struct, frozen=True, gc=False):
     """What a tensor is in its model."""
 
     component: Component
@@ -115,7 +115,7 @@ class Role(Struct, frozen=True):
     """Whether the family stores it in FP8 blocks."""
 
 
-class Unit(Struct, frozen=True):
+class Unit(Struct, frozen=True, gc=False):
     """A tensor with the companions that it can't be read without."""
 
     role: Role
@@ -216,7 +216,7 @@ Kind = Literal["copy", "convert", "mix"]
 """copy: one parent's bytes. convert: one parent, decoded and encoded. mix: a weighted sum, encoded."""
 
 
-class Input(Struct, frozen=True):
+class Input(Struct, frozen=True, gc=False):
     """One parent's part in a row."""
 
     parent: str
@@ -226,7 +226,7 @@ class Input(Struct, frozen=True):
     tensors: tuple[Tensor, ...]
 
 
-class Row(Struct, frozen=True):
+class Row(Struct, frozen=True, gc=False):
     """Every decision about one unit of the child."""
 
     unit: str
@@ -337,6 +337,8 @@ class Job(Struct, frozen=True):
     """Full sizes of the output files that are touched."""
     headers: tuple[Header, ...]
     rows: tuple[Row, ...]
+    linked: frozenset[str] = frozenset()
+    """Output files that are hard links to a parent's: digested, never written."""
     allow_nonfinite: bool = False
     sha256: bool = False
 

@@ -15,7 +15,8 @@ from chimerakit.execute import Inputs, Report
 from chimerakit.records import Checkpoint, Input, Role, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.runners.watched import run_watched
-from chimerakit.stores.local import CHUNK, same_bytes
+from chimerakit.stores.local import CHUNK
+from chimerakit.stores.system import same_bytes
 
 R = TypeVar("R")
 Pair = tuple[str, str]
@@ -89,13 +90,32 @@ def scan(
 ) -> Iterator[tuple[ScanUnit, R]]:
     """Every unit with what `ask` says of it, in the order of completion."""
 
-    def run(job: ScanJob, report: Report) -> list[tuple[ScanUnit, R]]:
+    def ask_all(job: ScanJob, inputs: Inputs, report: Report) -> list[tuple[ScanUnit, R]]:
+        return [(unit, ask(unit, inputs, report)) for unit in job.units]
+
+    for answers in scan_jobs(work, ask_all, sides, units, threads=threads, listener=listener):
+        yield from answers
+
+
+def scan_jobs(
+    work: str,
+    ask: Callable[[ScanJob, Inputs, Report], R],
+    sides: Mapping[str, Checkpoint],
+    units: Sequence[ScanUnit],
+    *,
+    threads: int | None,
+    listener: Listener,
+) -> Iterator[R]:
+    """What `ask` says of each job, for questions to many units at once."""
+
+    def run(job: ScanJob, report: Report) -> R:
         with Inputs(job.roots, job.signatures) as inputs:
-            return [(unit, ask(unit, inputs, report)) for unit in job.units]
+            answer = ask(job, inputs, report)
+            inputs.check_unchanged()
+            return answer
 
     jobs = cut_jobs(sides, units)
-    for answers in run_watched(work, run, jobs, threads=threads or default_threads(), listener=one_at_a_time(listener)):
-        yield from answers
+    return run_watched(work, run, jobs, threads=threads or default_threads(), listener=one_at_a_time(listener))
 
 
 def equal_pairs(unit: ScanUnit, inputs: Inputs, report: Report) -> set[Pair]:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from chimerakit.errors import PlanError, RecipeError
 from chimerakit.formats import open_checkpoint
-from chimerakit.plan import make_jobs, make_plan, peak_memory
+from chimerakit.plan import make_jobs, make_plan
+from chimerakit.plan.memory import peak_memory
 from chimerakit.recipe import parse_recipe
 from chimerakit.records import Checkpoint, Job, Plan
 from tests import synthetic

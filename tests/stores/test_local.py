@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 
 from chimerakit.errors import ChangedError, CheckpointError, OutputError
-from chimerakit.stores.local import (
-    PartFile,
-    Reader,
-    Readers,
-    finish_file,
-    free_nbytes,
-    list_files,
-    make_folder,
-    read_file,
-    write_file,
-)
+from chimerakit.stores.local import Reader, Readers, list_files, read_file
+from chimerakit.stores.part import PartFile, finish_file, free_nbytes, make_folder, write_file
 
 DATA = bytes(range(256)) * 4
 LINK = "is a symbolic link; output is never written through one\n  to do:    remove it"
@@ -61,7 +52,7 @@ def test_a_range_is_what_a_slice_is(source: Path, start: int, nbytes: int) -> No
 def test_chunks_are_the_range_in_order(source: Path) -> None:
     """A range comes in pieces of the buffer's size, the last one shorter."""
     reader = Reader(source)
-    pieces = [bytes(piece) for piece in reader.chunks(10, 1000, memoryview(bytearray(300)))]
+    pieces = [bytes(piece.data or b"") for piece in reader.pieces(10, 1000, memoryview(bytearray(300)))]
     assert [len(piece) for piece in pieces] == [300, 300, 300, 100]
     assert b"".join(pieces) == DATA[10:1010]
     reader.close()

@@ -13,11 +13,11 @@ from typing import Any
 
 from msgspec import Struct, convert
 
-from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS
+from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, blocks_of
 from chimerakit.errors import CheckpointError
 from chimerakit.records import Checkpoint, Component, Role, Tensor, Unit
 
-_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,8})(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,8})(?=\.)")
 """As a model writes it. Other digits, or zeros before it, would make two names of one."""
 
 
@@ -100,6 +100,8 @@ class Anatomy:
     def __init__(self, checkpoint: Checkpoint, family: Family | None = None):
         self.checkpoint = checkpoint
         self.family = family_of(checkpoint.config) if family is None else family
+        said = checkpoint.config.get("quantization_config")
+        self._quantization: dict[str, Any] = said if isinstance(said, dict) else {}
         self.num_layers = self._count(self.family.layers)
         self.num_experts = self._count(self.family.experts)
         self._patterns = self.family.patterns()
@@ -116,11 +118,12 @@ class Anatomy:
 
     def role(self, name: str) -> Role:
         """What the tensor of this name is."""
-        pattern = self._patterns.get(_NUMBER.sub("#", name))
+        parts = _NUMBER.split(name)  # words and numbers in turn
+        pattern = self._patterns.get("#".join(parts[::2]))
         if pattern is None or "#" in name:
             return self._unknown(name)
         line, kinds, projection = pattern
-        numbers = dict(zip(kinds, map(int, _NUMBER.findall(name)), strict=True))
+        numbers = dict(zip(kinds, map(int, parts[1::2]), strict=True))
         layer, expert = numbers.get("layer"), numbers.get("expert")
         if expert is not None and expert >= self.num_experts:
             return self._unknown(name)
@@ -142,15 +145,20 @@ class Anatomy:
 
     def units(self) -> dict[str, Unit]:
         """Every tensor of the checkpoint, each in one unit, by the name of the unit's weight."""
+        return {name: unit for name in self.checkpoint.tensors if (unit := self.unit(name)) is not None}
+
+    def unit(self, name: str, role: Role | None = None) -> Unit | None:
+        """The unit of a weight; None if there is no such weight. `role` where it is known already."""
         tensors, suffix = self.checkpoint.tensors, self.family.companion
-        found = {}
-        for name, tensor in tensors.items():
-            if self._is_companion(name):
-                continue
-            scale = tensors.get(name + suffix)
-            together = (tensor,) if scale is None else (tensor, scale)
-            found[name] = Unit(self.role(name), self._storage(together), together)
-        return found
+        weight = tensors.get(name)
+        if weight is None or (name.endswith(suffix) and self._is_companion(name)):
+            return None
+        scale = tensors.get(name + suffix)
+        return Unit(
+            self.role(name) if role is None else role,
+            weight.dtype if scale is None else self._scaled_storage(weight, scale),
+            (weight,) if scale is None else (weight, scale),
+        )
 
     def _is_companion(self, name: str) -> bool:
         """Whether a tensor belongs to a weight; the scale of a scale does not, or it would be in no unit."""
@@ -159,22 +167,12 @@ class Anatomy:
             is_companion = not is_companion
         return is_companion
 
-    def _storage(self, tensors: tuple[Tensor, ...]) -> str:
-        weight = tensors[0]
-        if len(tensors) == 1:
-            return weight.dtype
-        scale = tensors[1]
+    def _scaled_storage(self, weight: Tensor, scale: Tensor) -> str:
         if weight.dtype != "F8_E4M3" or scale.dtype not in ("F32", "F8_E8M0"):
             return f"{weight.dtype} with {scale.dtype} scales"
-        if scale.dtype == "F8_E8M0" or self.quantization.get("scale_fmt") == "ue8m0":
+        if scale.dtype == "F8_E8M0" or self._quantization.get("scale_fmt") == "ue8m0":
             return FP8_BLOCK_UE8M0
         return FP8_BLOCK
-
-    @property
-    def quantization(self) -> dict[str, Any]:
-        """config.json's quantization_config."""
-        found = self.checkpoint.config.get("quantization_config")
-        return found if isinstance(found, dict) else {}
 
     def objection(self, unit: Unit) -> str | None:
         """What is wrong with a unit as it is stored, or None."""
@@ -184,11 +182,11 @@ class Anatomy:
         if weight.dtype == "F8_E4M3" and unit.role.fp8 and len(unit.tensors) == 1:
             return f"{unit.name} is FP8 without its scale: there is no {unit.name}{self.family.companion}"
         if unit.storage in FP8_BLOCKS:
-            expected = tuple(-(-side // BLOCK) for side in weight.shape)
+            expected = blocks_of(weight.shape)
             scale = unit.tensors[1]
             if len(weight.shape) != 2 or scale.shape != expected:
                 return f"{scale.name} has the wrong shape: expected {list(expected)}, found {list(scale.shape)}"
-            if (size := self.quantization.get("weight_block_size", [BLOCK, BLOCK])) != [BLOCK, BLOCK]:
+            if (size := self._quantization.get("weight_block_size", [BLOCK, BLOCK])) != [BLOCK, BLOCK]:
                 return f"{unit.name} has blocks of {size}; only [{BLOCK}, {BLOCK}] is known"
         return None
 

@@ -3,6 +3,7 @@
 app.py        the verbs and their flags
 show.py       records -> tables
 progress.py   events -> a progress bar, or lines where nobody watches
+stop.py       Ctrl-C and SIGTERM -> an end within two seconds
 reference.py  docs/cli.md out of the help texts
 """
 
@@ -12,7 +13,10 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run the command line. Exit 0: done. 1: a finding says no. 2: the request was wrong."""
+    """Run the command line. Exit 0: done. 1: a finding says no. 2: the request was wrong. 130, 143: stopped."""
+    from chimerakit.cli.stop import stop_on_signals
+
+    stop_on_signals()
     from chimerakit.cli.app import app
     from chimerakit.errors import ChimerakitError, printable
 

@@ -1,5 +1,6 @@
 """The verbs and their flags."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,7 +41,14 @@ Dtype = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output; also when that is no terminal.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads; all cores by default.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Jobs at a time, at most; all cores by default.")]
+MaxMemory = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="Memory that may be used, as 500MB or 1.5GiB; fewer jobs run at a time then."),
+]
+
+_MAX_MEMORY = "2GiB"
+_UNITS = {"": 1, **{p + b: k**n for k, b in ((1000, "B"), (1024, "iB")) for n, p in enumerate("KMGT", 1)}, "B": 1}
 
 
 def _version(is_asked: bool) -> None:
@@ -70,6 +78,7 @@ def plan(
         Path | None, typer.Option("-o", "--output", help="The child's folder, to be checked too.")
     ] = None,
     threads: Threads = None,
+    max_memory: MaxMemory = _MAX_MEMORY,
     as_json: AsJson = False,
     full: Annotated[bool, typer.Option("--full", help="With --json: every row and every byte range.")] = False,
 ) -> None:
@@ -84,7 +93,7 @@ def plan(
         check_output(made, output)
         if is_finished(output):
             check_finished(made, output)
-    view = show.plan_view(made, output, threads)
+    view = show.plan_view(made, output, threads, _nbytes(max_memory, "--max-memory"))
     if as_json or full or not sys.stdout.isatty():
         show.print_json(made if full else view)
     else:
@@ -103,7 +112,12 @@ def merge(
     digest: Annotated[str, typer.Option(help="xxh3, or sha256 to record that too.")] = "xxh3",
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Carry NaN and infinity along.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Delete the child that stands there and start over.")] = False,
+    link: Annotated[
+        bool,
+        typer.Option("--link", help="Weight files that equal a parent's become hard links to it: one file, two names."),
+    ] = False,
     threads: Threads = None,
+    max_memory: MaxMemory = _MAX_MEMORY,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -120,7 +134,9 @@ def merge(
             made,
             output,
             threads=threads,
+            max_memory=_nbytes(max_memory, "--max-memory"),
             force=force,
+            link=link,
             allow_nonfinite=allow_nonfinite,
             sha256=digest == "sha256",
             listener=listener,
@@ -144,6 +160,7 @@ def verify(
     ] = False,
     detail: Annotated[bool, typer.Option("--detail", help="With --table: per layer and expert.")] = False,
     threads: Threads = None,
+    max_memory: MaxMemory = _MAX_MEMORY,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -170,7 +187,13 @@ def verify(
     from chimerakit.verify import verify_child
 
     with watching(quiet=quiet) as listener:
-        findings = verify_child(child, parents or None, threads=threads, listener=listener)
+        findings = verify_child(
+            child,
+            parents or None,
+            threads=threads,
+            max_memory=_nbytes(max_memory, "--max-memory"),
+            listener=listener,
+        )
     if is_json:
         show.print_json(show.findings_view(findings))
     else:
@@ -229,6 +252,15 @@ def _make_plan(
         wanted, folder = load_recipe(recipe), recipe.parent
     wanted, paths = locate_parents(wanted, given, folder)
     return make_plan(wanted, _open_parents(paths))
+
+
+def _nbytes(text: str, flag: str) -> int:
+    """A number of bytes as people write it."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", text)
+    units = {unit.lower(): size for unit, size in _UNITS.items()}
+    if found is None or found[2].lower() not in units:
+        raise RecipeError("can't be read", where=f"{flag} {text}", expected="a size such as 500MB or 1.5GiB")
+    return int(float(found[1]) * units[found[2].lower()])
 
 
 def _paths(parent: list[str] | None) -> dict[str, Path]:

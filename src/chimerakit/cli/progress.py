@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from chimerakit.cli.show import say_nbytes
+from chimerakit.cli.stop import GO_ON, StoppedError
 from chimerakit.errors import printable
 from chimerakit.events import Advanced, Event, Finished, Listener, Said, Started, ignore
 
@@ -36,8 +37,8 @@ def watching(*, quiet: bool) -> Iterator[Listener]:
                 yield _Bar(progress)
         else:
             yield _Lines()
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
+    except StoppedError:
+        print(GO_ON, file=sys.stderr, flush=True)
         raise
 
 

@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from chimerakit.errors import printable
-from chimerakit.plan import peak_memory
+from chimerakit.plan.memory import peak_memory, threads_within
+from chimerakit.plan.ranges import copy_runs
 from chimerakit.records import Findings, Plan, RuleSummary
 from chimerakit.runners.local import default_threads
-from chimerakit.stores.local import free_nbytes
+from chimerakit.stores.part import free_nbytes
 
 if TYPE_CHECKING:
     from chimerakit.demo import Demo
@@ -69,14 +70,20 @@ class PlanView(Struct, frozen=True):
     output_nbytes: int
     free_nbytes: int | None
     """Where the child shall go; None if no folder was named."""
+    copy_ranges: int
+    """Ranges of bytes that are moved, neighbours joined."""
+    jobs: int
+    jobs_at_a_time: int
     peak_memory: int
+    """Bytes at most, with so many jobs at a time."""
     edits: dict[str, str]
     """Files that are not copies, and what was changed."""
     notes: tuple[str, ...]
 
 
-def plan_view(plan: Plan, output: Path | None, threads: int | None) -> PlanView:
-    """The view of a plan."""
+def plan_view(plan: Plan, output: Path | None, threads: int | None, max_memory: int) -> PlanView:
+    """The view of a plan. Raises PlanError where the memory is not enough for one job."""
+    threads = threads_within(plan, max_memory, threads or default_threads())
     return PlanView(
         plan=plan.digest,
         family=plan.family,
@@ -85,7 +92,10 @@ def plan_view(plan: Plan, output: Path | None, threads: int | None) -> PlanView:
         weight_files=len(plan.shards),
         output_nbytes=plan.output_nbytes,
         free_nbytes=None if output is None else free_nbytes(output),
-        peak_memory=peak_memory(plan, threads or default_threads()),
+        copy_ranges=len(copy_runs(row for row in plan.rows if row.kind == "copy")),
+        jobs=len(plan.segments),
+        jobs_at_a_time=threads,
+        peak_memory=peak_memory(plan, threads),
         edits={f.name: f.edit for f in plan.files if f.edit is not None},
         notes=plan.notes,
     )
@@ -113,7 +123,8 @@ def print_plan(view: PlanView) -> None:
     console.print(parents)
     free = "" if view.free_nbytes is None else f" ({say_nbytes(view.free_nbytes)} are free there)"
     print(f"\nchild: {view.weight_files} weight files, {say_nbytes(view.output_nbytes)} on disk{free}")
-    print(f"peak memory: {say_nbytes(view.peak_memory)}")
+    print(f"copied: {view.copy_ranges} ranges of bytes; {view.jobs} jobs, {view.jobs_at_a_time} at a time")
+    print(f"peak memory: {say_nbytes(view.peak_memory)} at most")
     for name, edit in view.edits.items():
         print(printable(f"edited: {name}: {edit}"))
     for note in view.notes:

@@ -10,9 +10,10 @@ Opening reads headers, the index and config.json. Writing makes headers; bytes a
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -33,14 +34,33 @@ _TEXTS = ("tokenizer_config.json", "chat_template.jinja")
 _MAX_TEXT = 16 << 20
 
 
-class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+class _Entry(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One tensor's part of a header; the fields in the reference writer's order."""
+
     dtype: str
-    shape: list[int]
+    shape: tuple[int, ...]
     data_offsets: tuple[int, int]
+
+
+class _Header(NamedTuple):
+    """What a header's text says, unchecked."""
+
+    entries: dict[str, _Entry]
+    metadata: dict[str, str] | None
+
+
+class _Kind(NamedTuple):
+    """What tensors of one dtype and shape share."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int | None
+    """None if there can be no such tensor."""
 
 
 T = TypeVar("T")
 _METADATA = "__metadata__"
+_PLAIN_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f]+\.safetensors")
 _HALF_OF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -90,24 +110,18 @@ def parse_header(
     # Anything before the brace would let one file be read as two formats.
     if not text.startswith(b"{"):
         raise CheckpointError("the header does not begin with '{'", where=where, found=text[:16])
-    found = parse_json(text, f"{where} (header)", _parse_int)
-    metadata = _convert(_METADATA, found.pop(_METADATA), dict[str, str], where) if _METADATA in found else None
-    entries = {key: _convert(key, value, _Entry, where) for key, value in found.items()}
+    found = _decode_written(text) or _decode_any(text, where)
 
     tensors = []
     end = 0
-    for key, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
-        tensor = _check_entry(key, entry, name, len(header), where)
+    for key, entry in sorted(found.entries.items(), key=lambda item: item[1].data_offsets):
+        kind = _kind(entry.dtype, entry.shape)
+        begin, stop = entry.data_offsets
         # Gaps hide data, overlaps let one tensor be another: bytes must follow each other.
-        if entry.data_offsets[0] != end:
-            raise CheckpointError(
-                f"the bytes of {key!r} do not follow those of the tensor before it",
-                where=where,
-                expected=f"data_offsets from {end}",
-                found=f"from {entry.data_offsets[0]}",
-            )
-        end = entry.data_offsets[1]
-        tensors.append(tensor)
+        if begin != end or stop - begin != kind.nbytes or stop > MAX_NBYTES:
+            raise _objection(key, entry, end, where)
+        end = stop
+        tensors.append(Tensor(key, kind.dtype, kind.shape, name, len(header) + begin, kind.nbytes))
     # Bytes after the last tensor hide data; missing ones are a download that broke off.
     if end != data_nbytes:
         raise CheckpointError(
@@ -117,7 +131,40 @@ def parse_header(
             found=len(header) + data_nbytes,
             do="download the file again",
         )
-    return tensors, metadata
+    return tensors, found.metadata
+
+
+_RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_RAW_ENTRY = msgspec.json.Decoder(_Entry)
+_RAW_METADATA = msgspec.json.Decoder(dict[str, str])
+
+
+def _decode_written(text: bytes) -> _Header | None:
+    """What a header says that is byte for byte as the reference writer writes it; None for any other.
+
+    Nearly all are, and decoding them so takes a tenth of the time. The decoder would let things pass that `_decode_any`
+    refuses, such as a key that comes twice; but nothing of the kind is in a text that is what encoding gives back.
+    """
+    try:
+        raw = _RAW.decode(text)
+        metadata = _RAW_METADATA.decode(raw.pop(_METADATA)) if _METADATA in raw else None
+        header = _Header({name: _RAW_ENTRY.decode(entry) for name, entry in raw.items()}, metadata)
+        return header if _encode(header) == text.rstrip(b" ") else None
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+
+
+def _encode(header: _Header) -> bytes:
+    """A header's text as the reference writer writes it: no spaces, metadata first."""
+    content = header.entries if header.metadata is None else {_METADATA: header.metadata, **header.entries}
+    return msgspec.json.encode(content)
+
+
+def _decode_any(text: bytes, where: object) -> _Header:
+    """What any header says, read without mercy."""
+    found = parse_json(text, f"{where} (header)", _parse_int)
+    metadata = _convert(_METADATA, found.pop(_METADATA), dict[str, str], where) if _METADATA in found else None
+    return _Header({key: _convert(key, value, _Entry, where) for key, value in found.items()}, metadata)
 
 
 def _parse_int(digits: str) -> float:
@@ -132,25 +179,39 @@ def _convert(key: str, value: object, kind: type[T], where: object) -> T:
         raise CheckpointError(f"{key!r} is no valid entry of a header: {e}", where=where) from e
 
 
-def _check_entry(key: str, entry: _Entry, file: str, header_nbytes: int, where: object) -> Tensor:
+@lru_cache(maxsize=1 << 12)
+def _kind(dtype: str, shape: tuple[int, ...]) -> _Kind:
+    """Kept, because a model of 100,000 tensors has a few dozen kinds: they are checked once and stored once."""
+    is_possible = dtype in STORAGE_TYPES and all(0 <= side <= MAX_NBYTES for side in shape)
+    return _Kind(dtype, shape, nbytes_of(dtype, shape) if is_possible else None)
+
+
+def _objection(key: str, entry: _Entry, expected_begin: int, where: object) -> CheckpointError:
+    """What is wrong with a tensor that is not possible or not where it should be."""
     if entry.dtype not in STORAGE_TYPES:
-        raise CheckpointError(f"{key!r} has an unknown dtype", where=where, found=entry.dtype)
+        return CheckpointError(f"{key!r} has an unknown dtype", where=where, found=entry.dtype)
     begin, end = entry.data_offsets
+    shape = list(entry.shape)
     # Negative or huge numbers would turn into other ones in any later arithmetic.
-    if min(begin, *entry.shape, 0) < 0 or end < begin or end > MAX_NBYTES or max(entry.shape, default=0) > MAX_NBYTES:
-        raise CheckpointError(
-            f"{key!r} has an impossible shape or range", where=where, found=f"{entry.shape}, {[begin, end]}"
+    if min(begin, *shape, 0) < 0 or end < begin or end > MAX_NBYTES or max(shape, default=0) > MAX_NBYTES:
+        return CheckpointError(
+            f"{key!r} has an impossible shape or range", where=where, found=f"{shape}, {[begin, end]}"
         )
-    nbytes = nbytes_of(entry.dtype, tuple(entry.shape))
-    if nbytes is None or nbytes != end - begin:
-        raise CheckpointError(
+    nbytes = nbytes_of(entry.dtype, entry.shape)
+    if nbytes != end - begin:
+        size = "too large or no whole bytes" if nbytes is None else f"{nbytes}"
+        return CheckpointError(
             f"{key!r}: shape and dtype do not agree with its bytes",
             where=where,
-            expected=f"{entry.dtype} {entry.shape}: "
-            + ("too large or no whole bytes" if nbytes is None else f"{nbytes}"),
+            expected=f"{entry.dtype} {shape}: {size}",
             found=f"{end - begin} bytes",
         )
-    return Tensor(key, entry.dtype, tuple(entry.shape), file, header_nbytes + begin, nbytes)
+    return CheckpointError(
+        f"the bytes of {key!r} do not follow those of the tensor before it",
+        where=where,
+        expected=f"data_offsets from {expected_begin}",
+        found=f"from {begin}",
+    )
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None) -> bytes:
@@ -158,12 +219,11 @@ def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: 
 
     Written as the reference writer does: no spaces, metadata first, padded with spaces to a multiple of 8.
     """
-    content: dict[str, Any] = {} if metadata is None else {_METADATA: dict(sorted(metadata.items()))}
-    end = 0
+    entries, end = {}, 0
     for name, dtype, shape in tensors:
-        begin, end = end, end + (nbytes_of(dtype, shape) or 0)
-        content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+        begin, end = end, end + (_kind(dtype, shape).nbytes or 0)
+        entries[name] = _Entry(dtype, shape, (begin, end))
+    text = _encode(_Header(entries, None if metadata is None else dict(sorted(metadata.items()))))
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
@@ -232,24 +292,14 @@ def _open_folder(root: Path) -> Checkpoint:
             do="download the whole checkpoint",
         )
     names = sorted(set(weight_map.values())) if weight_map is not None else single
-    shards, tensors = [], dict[str, Tensor]()
-    for name in names:
-        shard, found = _open_shard(root, name)
-        shards.append(shard)
-        _check_against_index(weight_map, name, found, tensors, root)
-        tensors.update((t.name, t) for t in found)
-    if weight_map is not None and (missing := [t for t in weight_map if t not in tensors]):
-        raise CheckpointError(
-            f"the index names {len(missing)} tensors that are not there",
-            where=index,
-            expected=f"{missing[0]!r} in {weight_map[missing[0]]}",
-            found="no such tensor in that file",
-        )
+    opened = [_open_shard(root, name) for name in names]
+    tensors = {t.name: t for _, found in opened for t in found}
+    _check_places([found for _, found in opened], tensors, weight_map, root)
     weights = {*names, INDEX, *_NOT_OURS}
     others = [name for name in listed if name not in weights]
     return Checkpoint(
         root=str(root.resolve()),
-        shards=tuple(shards),
+        shards=tuple(shard for shard, _ in opened),
         tensors=tensors,
         config=_json_object(root / "config.json") if (root / "config.json").exists() else {},
         files=tuple(_file(root, name) for name in others if not name.endswith(_WEIGHT_SUFFIXES)),
@@ -275,13 +325,10 @@ def _weight_map(path: Path) -> dict[str, str]:
     found = _json_object(path).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise CheckpointError("has no weight_map", where=path, expected='{"weight_map": {tensor: file, ...}}')
+    # A path in place of a name would read, and by the same layout write, outside the folder.
+    plain = {file for file in {f for f in found.values() if isinstance(f, str)} if _PLAIN_NAME.fullmatch(file)}
     for tensor, file in found.items():
-        # A path in place of a name would read, and by the same layout write, outside the folder.
-        if (
-            not isinstance(file, str)
-            or not re.fullmatch(r"[^/\\\x00-\x1f]+\.safetensors", file)
-            or file.startswith(".")
-        ):
+        if not isinstance(file, str) or file not in plain:
             raise CheckpointError(
                 f"{tensor!r} is not in a plain file name", where=path, expected=f"NAME{SUFFIX}", found=repr(file)
             )
@@ -312,19 +359,32 @@ def _open_shard(root: Path, name: str) -> tuple[Shard, list[Tensor]]:
         reader.close()
 
 
-def _check_against_index(
-    weight_map: dict[str, str] | None, shard: str, found: list[Tensor], before: dict[str, Tensor], root: Path
+def _check_places(
+    opened: Sequence[list[Tensor]], tensors: Mapping[str, Tensor], weight_map: dict[str, str] | None, root: Path
 ) -> None:
-    for tensor in found:
+    """Refuse a tensor that is in two shards, or not where the index says."""
+    files = {name: tensor.file for name, tensor in tensors.items()}
+    if len(tensors) == sum(map(len, opened)) and (weight_map is None or weight_map == files):
+        return
+    before = dict[str, str]()
+    for tensor in (tensor for found in opened for tensor in found):
         if (other := before.get(tensor.name)) is not None:
             raise CheckpointError(
-                f"the tensor {tensor.name!r} is in two shards", where=root, found=f"{other.file}, {shard}"
+                f"the tensor {tensor.name!r} is in two shards", where=root, found=f"{other}, {tensor.file}"
             )
-        said = shard if weight_map is None else weight_map.get(tensor.name)
-        if said != shard:
+        before[tensor.name] = tensor.file
+        said = tensor.file if weight_map is None else weight_map.get(tensor.name)
+        if said != tensor.file:
             raise CheckpointError(
                 f"the tensor {tensor.name!r} is not where the index says",
-                where=root / shard,
+                where=root / tensor.file,
                 expected="not in any file (it is not in the index)" if said is None else said,
-                found=shard,
+                found=tensor.file,
             )
+    missing = [name for name in weight_map or () if name not in tensors]
+    raise CheckpointError(
+        f"the index names {len(missing)} tensors that are not there",
+        where=root / INDEX,
+        expected=f"{missing[0]!r} in {(weight_map or {})[missing[0]]}",
+        found="no such tensor in that file",
+    )

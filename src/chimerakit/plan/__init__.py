@@ -8,31 +8,24 @@ Everything here is pure: records in, records out, no file is opened. What is wro
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from chimerakit.anatomy import GENERIC, Anatomy, config_meaning
-from chimerakit.dtypes import BLOCK, FP8_BLOCKS, MIXABLE, numel_of
+from chimerakit.dtypes import MIXABLE
 from chimerakit.errors import PlanError
 from chimerakit.numerics import VERSION as NUMERICS
 from chimerakit.plan.files import plan_files
 from chimerakit.plan.layout import Layout, cut_segments, place
-from chimerakit.plan.panels import BLOCKED_COLS, FLAT_WEIGHTS
 from chimerakit.plan.select import Draft, select
 from chimerakit.recipe import recipe_to_data, say_rule, without_places
-from chimerakit.records import Checkpoint, Input, Job, Plan, Recipe, Row, RuleSummary
-from chimerakit.stores.digest import digest_of
+from chimerakit.records import Checkpoint, Job, Plan, Recipe, Row, RuleSummary
+from chimerakit.stores.digest import Hasher
 
 SEGMENT_NBYTES = 256 << 20
 """Bytes that one job writes, if its units allow: enough to make jobs few, little enough to lose."""
-
-_BASELINE = 90 << 20
-"""Bytes of a process that only copies, before it begins."""
-_BASELINE_MIXING = 240 << 20
-"""The same with compiled kernels loaded."""
-_COPY_BUFFERS = 8 << 20
 
 
 def make_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], *, segment_nbytes: int = SEGMENT_NBYTES) -> Plan:
@@ -73,8 +66,18 @@ def make_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], *, segment_nbyt
     )
 
 
-def make_jobs(plan: Plan, output: Path, *, allow_nonfinite: bool = False, sha256: bool = False) -> list[Job]:
-    """The plan's jobs for a child at `output`. Each file's header belongs to the first job that touches the file."""
+def make_jobs(
+    plan: Plan,
+    output: Path,
+    *,
+    linked: Collection[str] = (),
+    allow_nonfinite: bool = False,
+    sha256: bool = False,
+) -> list[Job]:
+    """The plan's jobs for a child at `output`. Each file's header belongs to the first job that touches the file.
+
+    linked: weight files that are hard links to a parent's already.
+    """
     headers = {shard.name: shard.header for shard in plan.shards}
     sizes = {shard.name: shard.nbytes for shard in plan.shards}
     signatures = {name: checkpoint.signatures for name, checkpoint in plan.parents.items()}
@@ -100,27 +103,12 @@ def make_jobs(plan: Plan, output: Path, *, allow_nonfinite: bool = False, sha256
                 sizes={name: sizes[name] for name in touched},
                 headers=mine,
                 rows=rows,
+                linked=frozenset(linked).intersection(touched),
                 allow_nonfinite=allow_nonfinite,
                 sha256=sha256,
             )
         )
     return jobs
-
-
-def peak_memory(plan: Plan, threads: int) -> int:
-    """Bytes of memory that running the plan takes at most: the process, and each thread's buffers."""
-    panel = max((_panel_nbytes(row) for row in plan.rows if row.kind != "copy"), default=0)
-    records = 2500 * len(plan.rows)
-    return (_BASELINE_MIXING if panel else _BASELINE) + records + threads * (_COPY_BUFFERS + panel)
-
-
-def _panel_nbytes(row: Row) -> int:
-    """Each parent's panel, the float32 sum, its scaled copy and its encoding; and all block scales of the unit."""
-    weights = numel_of(row.outputs[0].shape)
-    is_blocked = any(storage in FP8_BLOCKS for storage in (row.storage, *(part.storage for part in row.inputs)))
-    most = BLOCK * min(row.outputs[0].shape[-1], BLOCKED_COLS) if is_blocked else FLAT_WEIGHTS
-    scales = 4 * weights // BLOCK**2 if is_blocked else 0
-    return min(weights, most) * (12 + 4 * len(row.inputs)) + scales * (1 + len(row.inputs))
 
 
 # --------------------------------------------------------------------------------------------- details
@@ -150,9 +138,11 @@ def _disagreements(base: str, anatomies: Mapping[str, Anatomy]) -> list[str]:
 
 
 def _summaries(recipe: Recipe, rows: tuple[Row, ...]) -> tuple[RuleSummary, ...]:
+    rows_of: dict[int | None, list[Row]] = {rule: [] for rule in [*range(len(recipe.rules)), None]}
+    for row in rows:
+        rows_of[row.rule].append(row)
     found = []
-    for rule in [*range(len(recipe.rules)), None]:
-        taken = [row for row in rows if row.rule == rule]
+    for rule, taken in rows_of.items():
         mtp = [row for row in taken if row.role.mtp]
         kinds = {kind: sum(row.kind == kind for row in taken) for kind in ("copy", "convert", "mix")}
         found.append(
@@ -219,15 +209,19 @@ def _some(names: list[str] | tuple[str, ...]) -> str:
 
 
 def _digest(recipe: Recipe, parents: Mapping[str, Checkpoint], layout: Layout, files: object) -> str:
-    def numbers(part: Input) -> tuple[object, ...]:
-        return part.parent, part.share, part.storage, [(t.file, t.start, t.nbytes) for t in part.tensors]
+    hasher = Hasher()
+    for text in _decisions(recipe, parents, layout, files):
+        hasher.update(text)
+    return hasher.xxh3
 
-    content = (
-        recipe_to_data(recipe),
-        {name: [(s.name, s.nbytes, s.header_digest) for s in c.shards] for name, c in parents.items()},
-        layout.shards,
-        files,
-        [(r.kind, r.storage, r.if_equal, [numbers(i) for i in r.inputs], r.outputs) for r in layout.rows],
-        NUMERICS,
-    )
-    return digest_of(msgspec.json.encode(content, order="deterministic"))
+
+def _decisions(recipe: Recipe, parents: Mapping[str, Checkpoint], layout: Layout, files: object) -> Iterator[bytes]:
+    """Everything that decides the child's bytes, as one JSON array in pieces: of 100,000 rows it is 20 MB."""
+    encode = msgspec.json.Encoder(order="deterministic").encode
+    shards = {name: [(s.name, s.nbytes, s.header_digest) for s in c.shards] for name, c in parents.items()}
+    yield b"[" + b",".join(map(encode, (recipe_to_data(recipe), shards, layout.shards, files))) + b",["
+    for number, row in enumerate(layout.rows):
+        inputs = [(i.parent, i.share, i.storage, [(t.file, t.start, t.nbytes) for t in i.tensors]) for i in row.inputs]
+        text = encode((row.kind, row.storage, row.if_equal, inputs, row.outputs))
+        yield text if number == 0 else b"," + text
+    yield b"]," + encode(NUMERICS) + b"]"

@@ -4,8 +4,8 @@ A file whose tensors are those of the base's file keeps its header byte for byte
 parent's file. Any other file is laid out anew, as the reference writer would do it.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -13,9 +13,6 @@ from chimerakit.dtypes import nbytes_of
 from chimerakit.formats.safetensors import header_bytes, storage_order
 from chimerakit.plan.select import Draft
 from chimerakit.records import Checkpoint, Header, OutputShard, Recipe, Row, Tensor
-
-Place = tuple[str, str, tuple[int, ...]]
-"""(name, dtype, shape)."""
 
 
 class Layout(Struct, frozen=True):
@@ -30,34 +27,43 @@ class Layout(Struct, frozen=True):
 def place(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> Layout:
     """Give every tensor of the child a file and an offset."""
     files = _by_rule(recipe, base, drafts) if recipe.output.shards == "by-rule" else _as_base(base, drafts)
-    originals = {shard.name: shard for shard in base.shards}
-    of_base: dict[str, list[Tensor]] = defaultdict(list)
-    for tensor in base.tensors.values():
-        of_base[tensor.file].append(tensor)
+    originals = {shard.name: shard for shard in base.shards} if recipe.output.shards == "base" else {}
+    num_originally = Counter(tensor.file for tensor in base.tensors.values())
 
-    shards, placed = [], dict[str, Tensor]()
-    for name, places in files.items():
-        original = originals.get(name) if recipe.output.shards == "base" else None
-        if original is not None and {(t.name, t.dtype, t.shape) for t in of_base[name]} == set(places):
+    shards, moved = [], dict[str, Tensor]()
+    for name, tensors in files.items():
+        original = originals.get(name)
+        is_kept = len(tensors) == num_originally[name] and all(base.tensors.get(t.name) is t for t in tensors)
+        if original is not None and is_kept:
             header = Header(name, original.header_nbytes, parent=recipe.base, shard=name)
-            placed.update((t.name, t) for t in of_base[name])
             shards.append(OutputShard(name, original.nbytes, header))
-            continue
-        ordered = storage_order(places)
-        data = header_bytes(ordered, (original or base.shards[0]).metadata)
-        end = len(data)
-        for tensor_name, dtype, shape in ordered:
-            size = nbytes_of(dtype, shape) or 0
-            placed[tensor_name] = Tensor(tensor_name, dtype, shape, name, end, size)
-            end += size
-        header = Header(name, len(data), text=data[8:].decode("utf-8", "surrogatepass"))
-        shards.append(OutputShard(name, end, header))
+        else:
+            shard, placed = _lay_out(name, tensors, (original or base.shards[0]).metadata)
+            shards.append(shard)
+            moved.update((t.name, t) for t in placed)
 
-    rows = [_row(draft, placed) for draft in drafts]
+    rows = [_row(draft, moved) for draft in drafts]
     order = {shard.name: number for number, shard in enumerate(shards)}
     rows.sort(key=lambda row: (order[row.outputs[0].file], row.outputs[0].start))
-    is_base = {n: t.file for n, t in placed.items()} == {n: t.file for n, t in base.tensors.items()}
+    is_base = sum(map(len, files.values())) == len(base.tensors) and all(
+        name in base.tensors and base.tensors[name].file == tensor.file for name, tensor in moved.items()
+    )
     return Layout(tuple(rows), tuple(shards), is_base)
+
+
+def _lay_out(
+    name: str, tensors: Iterable[Tensor], metadata: Mapping[str, str] | None
+) -> tuple[OutputShard, list[Tensor]]:
+    """A new file as the reference writer would make it, and its tensors with their places."""
+    ordered = storage_order((t.name, t.dtype, t.shape) for t in tensors)
+    data = header_bytes(ordered, metadata)
+    end = len(data)
+    placed = []
+    for tensor_name, dtype, shape in ordered:
+        size = nbytes_of(dtype, shape) or 0
+        placed.append(Tensor(tensor_name, dtype, shape, name, end, size))
+        end += size
+    return OutputShard(name, end, Header(name, len(data), text=data[8:].decode())), placed
 
 
 def cut_segments(rows: Sequence[Row], segment_nbytes: int) -> tuple[tuple[int, int], ...]:
@@ -72,7 +78,8 @@ def cut_segments(rows: Sequence[Row], segment_nbytes: int) -> tuple[tuple[int, i
     return tuple(zip(cuts, [*cuts[1:], len(rows)], strict=True)) if rows else ()
 
 
-def _row(draft: Draft, placed: dict[str, Tensor]) -> Row:
+def _row(draft: Draft, moved: Mapping[str, Tensor]) -> Row:
+    outputs = tuple(moved.get(t.name, t) for t in draft.tensors) if moved else draft.tensors
     return Row(
         unit=draft.name,
         role=draft.role,
@@ -80,31 +87,34 @@ def _row(draft: Draft, placed: dict[str, Tensor]) -> Row:
         kind=draft.kind,
         inputs=draft.inputs,
         storage=draft.storage,
-        outputs=tuple(placed[name] for name, _, _ in draft.tensors),
+        outputs=outputs,
         if_equal=draft.if_equal,
     )
 
 
-def _as_base(base: Checkpoint, drafts: Sequence[Draft]) -> dict[str, list[Place]]:
+def _as_base(base: Checkpoint, drafts: Sequence[Draft]) -> dict[str, list[Tensor]]:
     """Every tensor in the base's file; a scale that the base does not have goes beside its weight."""
-    files: dict[str, list[Place]] = {shard.name: [] for shard in base.shards}
+    files: dict[str, list[Tensor]] = {shard.name: [] for shard in base.shards}
     for draft in drafts:
         home = base.tensors[draft.name].file
         for tensor in draft.tensors:
-            known = base.tensors.get(tensor[0])
+            known = base.tensors.get(tensor.name)
             files[home if known is None else known.file].append(tensor)
     emptied = {t.file for t in base.tensors.values()}  # a shard that held nothing but scales; not one that was empty
     return {name: tensors for name, tensors in files.items() if tensors or name not in emptied}
 
 
-def _by_rule(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> dict[str, list[Place]]:
+def _by_rule(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> dict[str, list[Tensor]]:
     """What each rule takes in files of its own, none larger than the base's largest unless one unit is."""
     limit = max(shard.nbytes for shard in base.shards)
-    groups: list[list[Place]] = []
-    for rule in [None, *range(len(recipe.rules))]:
+    taken: dict[int | None, list[Draft]] = {rule: [] for rule in [None, *range(len(recipe.rules))]}
+    for draft in drafts:
+        taken[draft.rule].append(draft)
+    groups: list[list[Tensor]] = []
+    for of_rule in taken.values():
         size = None
-        for draft in (d for d in drafts if d.rule == rule):
-            nbytes = sum(nbytes_of(dtype, shape) or 0 for _, dtype, shape in draft.tensors)
+        for draft in of_rule:
+            nbytes = sum(t.nbytes for t in draft.tensors)
             if size is None or size + nbytes > limit:
                 groups.append([])
                 size = 0

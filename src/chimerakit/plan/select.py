@@ -3,21 +3,22 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
 from chimerakit.anatomy import Anatomy
-from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, MIXABLE
+from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, MIXABLE, blocks_of, nbytes_of
 from chimerakit.recipe import SUM_TOLERANCE, shares_at
-from chimerakit.records import Gradient, Input, Kind, Recipe, Role, Rule, Span, Unit
+from chimerakit.records import Gradient, Input, Kind, Recipe, Role, Rule, Span, Tensor, Unit
 
 _STORAGES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 _SHOWN = 3
 _NAMED = 12
 
 
-class Draft(Struct, frozen=True):
+class Draft(Struct, frozen=True, gc=False):
     """A row that has no place yet."""
 
     name: str
@@ -26,8 +27,8 @@ class Draft(Struct, frozen=True):
     kind: Kind
     inputs: tuple[Input, ...]
     storage: str
-    tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
-    """(name, dtype, shape) of what the child stores, the weight first."""
+    tensors: tuple[Tensor, ...]
+    """What the child stores, the weight first: the base's own records where nothing is converted, else without a place."""
     if_equal: Literal["copy", "convert"] | None
 
 
@@ -67,16 +68,15 @@ class _Claims(NamedTuple):
 def select(recipe: Recipe, anatomies: Mapping[str, Anatomy]) -> tuple[list[Draft], list[str]]:
     """Every unit of the base with its rule and inputs, in the base's order; and everything that does not fit."""
     base = anatomies[recipe.base]
-    units = {name: anatomy.units() for name, anatomy in anatomies.items()}
     matchers = [_Matcher(rule, base) for rule in recipe.rules]
-    claims = _claim(units[recipe.base], matchers)
+    claims = _claim(base.units(), matchers)
     problems = [
         *_tableless(recipe, base),
         *_beyond(recipe, base),
         *_empty(recipe, matchers, claims.of_rule, base),
         *_layerless(recipe, claims.of_rule),
     ]
-    return ([], problems) if problems else _drafts(recipe, anatomies, units, claims)
+    return ([], problems) if problems else _drafts(recipe, anatomies, claims)
 
 
 def _claim(units: Mapping[str, Unit], matchers: Sequence[_Matcher]) -> _Claims:
@@ -90,19 +90,20 @@ def _claim(units: Mapping[str, Unit], matchers: Sequence[_Matcher]) -> _Claims:
     return claims
 
 
-def _drafts(
-    recipe: Recipe, anatomies: Mapping[str, Anatomy], units: Mapping[str, Mapping[str, Unit]], claims: _Claims
-) -> tuple[list[Draft], list[str]]:
+def _drafts(recipe: Recipe, anatomies: Mapping[str, Anatomy], claims: _Claims) -> tuple[list[Draft], list[str]]:
     """A draft for every claim, or what is wrong with its sources."""
     num_layers = anatomies[recipe.base].num_layers
+
+    @cache
+    def parts_of(rule: int | None, layer: int | None) -> dict[str, float]:
+        return {recipe.base: 1.0} if rule is None else shares_at(recipe.rules[rule], recipe, layer, num_layers)
+
     missing: dict[tuple[int, str], dict[str, Unit]] = defaultdict(dict)
     drafts: list[Draft] = []
     complaints: list[str] = []
     for rule, unit in claims.in_order:
-        parts = {recipe.base: 1.0}
-        if rule is not None:
-            parts = shares_at(recipe.rules[rule], recipe, unit.role.layer, num_layers)
-        sources = {name: units[name][unit.name] for name in parts if unit.name in units[name]}
+        parts = parts_of(rule, unit.role.layer)
+        sources = _sources(unit, parts, recipe.base, anatomies)
         if rule is not None and len(sources) < len(parts):
             for name in parts.keys() - sources.keys():
                 missing[rule, name][unit.name] = unit
@@ -122,6 +123,17 @@ def _drafts(
 # ------------------------------------------------------------------------------------------- one draft
 
 
+def _sources(unit: Unit, parts: Iterable[str], base: str, anatomies: Mapping[str, Anatomy]) -> dict[str, Unit]:
+    """A unit of the base as each parent of a rule has it; those that lack it left out."""
+    sources = {}
+    for name in parts:
+        # Parents are of one family and have as many layers and experts, so a name means the same in all of them.
+        source = unit if name == base else anatomies[name].unit(unit.name, unit.role)
+        if source is not None:
+            sources[name] = source
+    return sources
+
+
 def _draft(
     recipe: Recipe, unit: Unit, rule: int | None, parts: Mapping[str, float], sources: Mapping[str, Unit]
 ) -> Draft | str:
@@ -131,9 +143,9 @@ def _draft(
     inputs = tuple(Input(name, parts[name], sources[name].storage, sources[name].tensors) for name in parts)
     if not inputs:
         return f"{unit.name}: all shares are 0"
-    first = sources[inputs[0].parent]
+    is_stored_alike = _is_stored_alike(sources[inputs[0].parent], storage, tensors)
     if len(inputs) == 1 and inputs[0].share == 1:
-        kind: Kind = "copy" if _is_stored_alike(first, storage, tensors) else "convert"
+        kind: Kind = "copy" if is_stored_alike else "convert"
     else:
         kind = "mix"
     if kind != "copy":
@@ -142,33 +154,21 @@ def _draft(
                 return (
                     f"{unit.name} in {name!r} is stored as {source.storage}; that can be copied, not mixed or converted"
                 )
-    return Draft(
-        unit.name,
-        unit.role,
-        rule,
-        kind,
-        inputs,
-        storage,
-        tensors,
-        _if_equal(kind, inputs, _is_stored_alike(first, storage, tensors)),
-    )
+    if_equal = _if_equal(inputs, is_stored_alike) if kind == "mix" else None
+    return Draft(unit.name, unit.role, rule, kind, inputs, storage, tensors, if_equal)
 
 
 def _is_decodable(unit: Unit) -> bool:
     """Whether numerics can read a unit; in a family without a table, scales may belong to something else than blocks."""
     if unit.storage not in FP8_BLOCKS:
         return unit.storage in MIXABLE
-    return len(unit.shape) == 2 and unit.tensors[1].shape == _blocks(unit.shape)
+    return len(unit.shape) == 2 and unit.tensors[1].shape == blocks_of(unit.shape)
 
 
-def _blocks(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(-(-side // BLOCK) for side in shape)
-
-
-def _if_equal(kind: Kind, inputs: Sequence[Input], is_stored_alike: bool) -> Literal["copy", "convert"] | None:
+def _if_equal(inputs: Sequence[Input], is_stored_alike: bool) -> Literal["copy", "convert"] | None:
     """Nothing is requantised for nothing: equal parents whose shares sum to 1 are one parent."""
     can_be_equal = len({(i.storage, *((t.dtype, t.nbytes) for t in i.tensors)) for i in inputs}) == 1
-    if kind != "mix" or not can_be_equal or abs(sum(i.share for i in inputs) - 1) > SUM_TOLERANCE:
+    if not can_be_equal or abs(sum(i.share for i in inputs) - 1) > SUM_TOLERANCE:
         return None
     return "copy" if is_stored_alike else "convert"
 
@@ -183,17 +183,22 @@ def _output_storage(recipe: Recipe, unit: Unit) -> str:
     return FP8_BLOCK if role.fp8 and unit.storage not in FP8_BLOCKS and len(unit.shape) == 2 else unit.storage
 
 
-def _output_tensors(unit: Unit, storage: str) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+def _output_tensors(unit: Unit, storage: str) -> tuple[Tensor, ...]:
     if storage == unit.storage:
-        return tuple((t.name, t.dtype, t.shape) for t in unit.tensors)
+        return unit.tensors
     if storage == FP8_BLOCK:
-        return (unit.name, "F8_E4M3", unit.shape), (f"{unit.name}_scale_inv", "F32", _blocks(unit.shape))
-    return ((unit.name, storage, unit.shape),)
+        scale = f"{unit.name}_scale_inv"
+        return _unplaced(unit.name, "F8_E4M3", unit.shape), _unplaced(scale, "F32", blocks_of(unit.shape))
+    return (_unplaced(unit.name, storage, unit.shape),)
 
 
-def _is_stored_alike(source: Unit, storage: str, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bool:
+def _unplaced(name: str, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    return Tensor(name, dtype, shape, file="", start=0, nbytes=nbytes_of(dtype, shape) or 0)
+
+
+def _is_stored_alike(source: Unit, storage: str, tensors: Sequence[Tensor]) -> bool:
     """Whether a parent's bytes are what the child would store. Any scale is a float32 scale, not every one a power of 2."""
-    same_types = [t.dtype for t in source.tensors] == [dtype for _, dtype, _ in tensors]
+    same_types = [t.dtype for t in source.tensors] == [t.dtype for t in tensors]
     return same_types and not (storage == FP8_BLOCK_UE8M0 and source.storage == FP8_BLOCK)
 
 
@@ -270,12 +275,8 @@ def _objections(unit: Unit, sources: Mapping[str, Unit], anatomies: Mapping[str,
     for name, source in sources.items():
         if (objection := anatomies[name].objection(source)) is not None:
             found.append(f"{name!r}: {objection}")
-        elif unlike := [
-            (mine, theirs)
-            for mine, theirs in zip(unit.tensors[1:], source.tensors[1:], strict=False)
-            if mine.shape != theirs.shape
-        ]:
-            mine, theirs = unlike[0]
+        elif len(unit.tensors) == len(source.tensors) == 2 and unit.tensors[1].shape != source.tensors[1].shape:
+            mine, theirs = unit.tensors[1], source.tensors[1]
             found.append(
                 f"{mine.name} has another shape in {name!r}: {list(theirs.shape)}, in the base {list(mine.shape)}"
             )

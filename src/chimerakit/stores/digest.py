@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import xxhash
 
 from chimerakit.records import Tensor
-from chimerakit.stores.local import CHUNK, Buffer, Reader
+from chimerakit.stores.local import CHUNK, ZEROS, Buffer, Reader
 
 
 class Hasher:
@@ -22,6 +23,11 @@ class Hasher:
         self._xxh3.update(data)
         if self._sha256:
             self._sha256.update(data)
+
+    def update_zeros(self, nbytes: int) -> None:
+        """Take so many zeros, as a hole in a file holds them."""
+        for start in range(0, nbytes, len(ZEROS)):
+            self.update(ZEROS[: nbytes - start])
 
     @property
     def xxh3(self) -> str:
@@ -38,11 +44,24 @@ def digest_range(
     reader: Reader, start: int, nbytes: int, *, sha256: bool = False, report: Callable[[int], None] | None = None
 ) -> Hasher:
     """The digests of a range of a file; `report` is told the bytes as they are read."""
-    hasher, buffer = Hasher(sha256=sha256), memoryview(bytearray(min(CHUNK, nbytes)))
-    for piece in reader.chunks(start, nbytes, buffer):
-        hasher.update(piece)
+    hasher = Hasher(sha256=sha256)
+    for piece in reader.pieces(start, nbytes, memoryview(bytearray(min(CHUNK, nbytes)))):
+        if piece.nbytes == nbytes and piece.data is None:
+            hasher = digest_zeros(nbytes, sha256=sha256)
+        elif piece.data is None:
+            hasher.update_zeros(piece.nbytes)
+        else:
+            hasher.update(piece.data)
         if report is not None:
-            report(len(piece))
+            report(piece.nbytes)
+    return hasher
+
+
+@lru_cache(maxsize=256)
+def digest_zeros(nbytes: int, *, sha256: bool) -> Hasher:
+    """The digests of nothing but zeros; not to be updated. A sparse checkpoint's tensors have a dozen sizes in all."""
+    hasher = Hasher(sha256=sha256)
+    hasher.update_zeros(nbytes)
     return hasher
 
 
@@ -68,6 +87,20 @@ class TensorDigests:
         if done == start:
             hasher.update(data)
             self._begun[tensor.name] = (done + memoryview(data).nbytes, hasher)
+
+    def update_zeros(self, tensor: Tensor, start: int, nbytes: int) -> None:
+        """Take zeros of a tensor, from `start` on within it."""
+        if nbytes == tensor.nbytes:
+            self._begun[tensor.name] = (nbytes, digest_zeros(nbytes, sha256=self._sha256))
+            return
+        done, hasher = self._begun.setdefault(tensor.name, (0, Hasher(sha256=self._sha256)))
+        if done == start:
+            hasher.update_zeros(nbytes)
+            self._begun[tensor.name] = (done + nbytes, hasher)
+
+    def is_complete(self, tensor: Tensor) -> bool:
+        """Whether all bytes of a tensor passed by in order."""
+        return self._begun.get(tensor.name, (0, None))[0] == tensor.nbytes
 
     def take(self, tensor: Tensor, file: Path) -> Hasher:
         """The digests of a tensor that lies in `file` by now; they are forgotten here."""

@@ -1,17 +1,16 @@
-"""Files on this machine: ranges read without moving a file position, files written so that none looks finished early.
+"""Files on this machine, read: ranges without a file position, holes without reading them.
 
-Parents may be symlinks (the hub's cache is made of them) and are followed. The child never is: every file that is
-written is opened with O_NOFOLLOW under a temporary name and renamed when its bytes are on the disk.
+Parents may be symlinks (the hub's cache is made of them) and are followed.
 """
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from chimerakit.errors import ChangedError, CheckpointError, OutputError
+from chimerakit.errors import ChangedError, CheckpointError
 
 Buffer = bytes | bytearray | memoryview
 
@@ -19,6 +18,17 @@ CHUNK = 4 << 20
 """Bytes moved at a time when nothing else decides."""
 PART = ".part"
 """Ends the name of a file that is still being written."""
+ZEROS = bytes(1 << 20)
+
+
+class Piece(NamedTuple):
+    """Some bytes of a range that is read from its beginning to its end."""
+
+    start: int
+    """Where they begin, from the beginning of the range."""
+    nbytes: int
+    data: memoryview | None
+    """The bytes, overwritten by the next piece; None in a hole, where all are zeros and nothing is read."""
 
 
 # --------------------------------------------------------------------------------------------- reading
@@ -51,6 +61,8 @@ class Reader:
             raise
         self.nbytes = found.st_size
         self.mtime_ns = found.st_mtime_ns
+        self.is_sparse = found.st_blocks * 512 < found.st_size
+        """Whether there may be holes in it."""
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill the buffer with the bytes from `start` on."""
@@ -59,12 +71,13 @@ class Reader:
             while done < len(buffer):
                 count = os.preadv(self._fd, [buffer[done:]], start + done)
                 if count == 0:
-                    raise CheckpointError(
-                        "ends too early", where=self.path, expected=f"{start + len(buffer)} bytes", found=start + done
-                    )
+                    raise self._too_short(start + len(buffer), start + done)
                 done += count
         except OSError as e:
             raise CheckpointError(f"can't be read at byte {start + done}: {e.strerror}", where=self.path) from e
+
+    def _too_short(self, expected: int, found: int) -> CheckpointError:
+        return CheckpointError("ends too early", where=self.path, expected=f"{expected} bytes", found=found)
 
     def read(self, start: int, nbytes: int) -> bytes:
         """The bytes of a range."""
@@ -72,14 +85,53 @@ class Reader:
         self.read_into(memoryview(buffer), start)
         return bytes(buffer)
 
-    def chunks(self, start: int, nbytes: int, buffer: memoryview) -> Iterator[memoryview]:
-        """The bytes of a range, a buffer at a time; each piece is overwritten by the next."""
-        done = 0
-        while done < nbytes:
-            piece = buffer[: min(len(buffer), nbytes - done)]
-            self.read_into(piece, start + done)
-            yield piece
-            done += len(piece)
+    def pieces(self, start: int, nbytes: int, buffer: memoryview) -> Iterator[Piece]:
+        """All bytes of a range in order, a buffer at a time; holes at once, however large."""
+        for first, last, is_data in self.extents(start, nbytes):
+            if not is_data:
+                yield Piece(first - start, last - first, None)
+                continue
+            for at in range(first, last, len(buffer)):
+                data = buffer[: min(len(buffer), last - at)]
+                self.read_into(data, at)
+                yield Piece(at - start, len(data), data)
+
+    def extents(self, start: int, nbytes: int) -> Iterator[tuple[int, int, bool]]:
+        """(from, to, whether it is data) of a range, in order; what is no data is a hole of zeros."""
+        end = start + nbytes
+        if end > self.nbytes:
+            raise self._too_short(end, self.nbytes)
+        while start < end:
+            data = self._seek(start, os.SEEK_DATA, end) if self.is_sparse else start
+            if data > start:
+                yield start, data, False
+            start = data
+            if data < end:
+                start = self._seek(data, os.SEEK_HOLE, end) if self.is_sparse else end
+                yield data, start, True
+
+    def _seek(self, start: int, whence: int, end: int) -> int:
+        """Where data, or the next hole, begins; the file position that moves is used by nobody."""
+        try:
+            return min(os.lseek(self._fd, start, whence), end)
+        except OSError as e:
+            if e.errno == errno.ENXIO:  # no data up to the end of the file
+                return end
+            raise CheckpointError(f"can't be read at byte {start}: {e.strerror}", where=self.path) from e
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that was written to since it was opened: its bytes may be of two versions."""
+        now = os.fstat(self._fd)
+        if (now.st_size, now.st_mtime_ns) != (self.nbytes, self.mtime_ns):
+            raise ChangedError(
+                "was changed while it was read",
+                where=self.path,
+                do="plan again; start the child over with --force if the change was meant",
+            )
+
+    def fileno(self) -> int:
+        """The descriptor, for calls that take one."""
+        return self._fd
 
     def close(self) -> None:
         """Close the file."""
@@ -106,10 +158,10 @@ class Readers:
             reader.close()
         self._open.clear()
 
-
-def same_bytes(a: memoryview, b: memoryview) -> bool:
-    """Whether two buffers are equal. Comparing memoryviews goes element by element; bytes are compared at once."""
-    return bytes(a) == bytes(b)
+    def check_unchanged(self) -> None:
+        """Refuse if any of the files was written to since it was opened."""
+        for reader in self._open.values():
+            reader.check_unchanged()
 
 
 def read_file(path: Path, limit: int) -> bytes:
@@ -158,104 +210,3 @@ def list_links(root: Path) -> tuple[list[str], list[str]]:
                 if kind is folders or not path.exists():
                     kind.append(path.relative_to(root).as_posix())
     return sorted(broken), sorted(folders)
-
-
-# --------------------------------------------------------------------------------------------- writing
-
-
-def _refuse(path: Path, e: OSError) -> OutputError:
-    if e.errno == errno.ELOOP:
-        return OutputError("is a symbolic link; output is never written through one", where=path, do="remove it")
-    if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError("no space left", where=path, do="free some space and run the same command again")
-    return OutputError(f"can't be written: {e.strerror}", where=path)
-
-
-class PartFile:
-    """A file of known size under its temporary name, written by ranges from any number of jobs."""
-
-    def __init__(self, path: Path, nbytes: int):
-        self.path = path
-        self.part = path.with_name(path.name + PART)
-        try:
-            self._fd = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        except OSError as e:
-            raise _refuse(self.part, e) from e
-        try:
-            if os.fstat(self._fd).st_size != nbytes:
-                os.ftruncate(self._fd, nbytes)
-        except OSError as e:
-            os.close(self._fd)
-            raise _refuse(self.part, e) from e
-
-    def write(self, data: Buffer, start: int) -> None:
-        """Put bytes at an offset."""
-        view, done = memoryview(data).cast("B"), 0
-        try:
-            while done < len(view):
-                done += os.pwrite(self._fd, view[done:], start + done)
-        except OSError as e:
-            raise _refuse(self.part, e) from e
-
-    def sync(self) -> None:
-        """Wait until the bytes are on the disk."""
-        try:
-            os.fsync(self._fd)
-        except OSError as e:
-            raise _refuse(self.part, e) from e
-
-    def close(self) -> None:
-        """Close without renaming."""
-        os.close(self._fd)
-
-
-def finish_file(path: Path) -> None:
-    """Give a complete part file its name."""
-    part = path.with_name(path.name + PART)
-    try:
-        part.rename(path)
-        sync_folder(path.parent)
-    except OSError as e:
-        raise _refuse(path, e) from e
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a whole small file: never half, never through a symlink."""
-    part = path.with_name(path.name + PART)
-    try:
-        part.unlink(missing_ok=True)
-    except OSError as e:
-        raise _refuse(part, e) from e
-    file = PartFile(path, len(data))
-    try:
-        file.write(data, 0)
-        file.sync()
-    finally:
-        file.close()
-    finish_file(path)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it; refuses a symlink in its place."""
-    if path.is_symlink():
-        raise OutputError("is a symbolic link; output is never written through one", where=path, do="remove it")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise _refuse(path, e) from e
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def free_nbytes(path: Path) -> int:
-    """Bytes that can still be written at a path that may not exist yet."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

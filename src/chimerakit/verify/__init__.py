@@ -17,6 +17,7 @@ from chimerakit.errors import ChimerakitError
 from chimerakit.events import Listener, ignore, one_at_a_time
 from chimerakit.formats import open_checkpoint
 from chimerakit.manifest import read_manifest
+from chimerakit.plan.memory import MAX_MEMORY
 from chimerakit.records import Checkpoint, Finding, Findings
 from chimerakit.runners.local import default_threads
 from chimerakit.verify.disk import check_digests, check_files, check_headers, check_names
@@ -28,11 +29,12 @@ def verify_child(
     parents: Mapping[str, Checkpoint] | None = None,
     *,
     threads: int | None = None,
+    max_memory: int = MAX_MEMORY,
     listener: Listener = ignore,
 ) -> Findings:
     """Check a child against its manifest and, where parents are given, both against them.
 
-    Raises ManifestError if there is no readable manifest; anything else that is wrong is a finding.
+    threads: jobs at a time, at most; as many as max_memory (bytes) allows. Raises ManifestError if there is no readable manifest; anything else that is wrong is a finding.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -51,7 +53,7 @@ def verify_child(
     if parents is None:
         findings += check_digests(child, manifest, threads, one_at_a_time(listener))
     else:
-        findings += check_parents(child, manifest, parents, threads, one_at_a_time(listener))
+        findings += check_parents(child, manifest, parents, threads, max_memory, one_at_a_time(listener))
     return _sum_up(path, findings, sum(t.nbytes for t in child.tensors.values()))
 
 

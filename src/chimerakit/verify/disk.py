@@ -9,8 +9,9 @@ from msgspec import Struct
 
 from chimerakit.errors import ChimerakitError, ManifestError, printable
 from chimerakit.events import Listener
-from chimerakit.execute import Inputs, Report
+from chimerakit.execute import Digests, Inputs, Report
 from chimerakit.manifest import MANIFEST
+from chimerakit.plan.ranges import read_runs
 from chimerakit.records import (
     Checkpoint,
     Finding,
@@ -21,7 +22,7 @@ from chimerakit.records import (
     WeightFile,
 )
 from chimerakit.runners.watched import run_watched
-from chimerakit.scan import ScanUnit, scan
+from chimerakit.scan import ScanJob, ScanUnit, scan_jobs
 from chimerakit.stores.digest import Hasher, digest_file, digest_range
 from chimerakit.stores.local import Readers
 
@@ -151,8 +152,8 @@ def check_digests(child: Checkpoint, manifest: Manifest, threads: int, listener:
         units.append(ScanUnit(made.unit, Role("other"), {_CHILD: Input(_CHILD, 1.0, "", tensors)}))
     said = {name: (digest, made.sha256) for made in manifest.units for name, digest in made.tensors.items()}
     has_sha256 = is_with_sha256(manifest)
-    ask = _digest_unit(sha256=has_sha256)
-    for _, found in scan("verifying", ask, {_CHILD: child}, units, threads=threads, listener=listener):
+    ask = _digest_job(child.root, sha256=has_sha256)
+    for found in scan_jobs("verifying", ask, {_CHILD: child}, units, threads=threads, listener=listener):
         for name, digests in found.items():
             xxh3, sha256 = said[name]
             if digests.xxh3 != xxh3:
@@ -172,12 +173,13 @@ def check_digests(child: Checkpoint, manifest: Manifest, threads: int, listener:
                 yield Finding(True, name, "weight files as written (sha256)")
 
 
-def _digest_unit(*, sha256: bool) -> Callable[[ScanUnit, Inputs, Report], dict[str, Hasher]]:
-    def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> dict[str, Hasher]:
-        return {
-            t.name: digest_range(inputs.reader(_CHILD, t.file), t.start, t.nbytes, sha256=sha256, report=report)
-            for t in unit.sides[_CHILD].tensors
-        }
+def _digest_job(root: str, *, sha256: bool) -> Callable[[ScanJob, Inputs, Report], dict[str, Hasher]]:
+    def ask(job: ScanJob, inputs: Inputs, report: Report) -> dict[str, Hasher]:
+        tensors = [t for unit in job.units for t in unit.sides[_CHILD].tensors]
+        sink = Digests(root, report, sha256=sha256)
+        for run in read_runs(_CHILD, tensors):
+            sink.copy(run, inputs.reader(_CHILD, run.source))
+        return {t.name: sink.digest(t) for t in tensors}
 
     return ask
 

@@ -10,9 +10,11 @@ from chimerakit.card import write_card
 from chimerakit.child import CARD
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener
-from chimerakit.execute import Inputs, Report, make_unit, new_header
+from chimerakit.execute import Digests, Inputs, Report, make_units, new_header
 from chimerakit.manifest import MANIFEST, is_as_encoded, make_manifest, parent_record
 from chimerakit.plan import make_jobs, make_plan
+from chimerakit.plan.memory import threads_within
+from chimerakit.plan.ranges import Run
 from chimerakit.recipe import recipe_from_data
 from chimerakit.records import (
     Checkpoint,
@@ -30,13 +32,19 @@ from chimerakit.records import (
     WeightFile,
 )
 from chimerakit.runners.watched import run_watched
-from chimerakit.stores.digest import Hasher, TensorDigests, digest_of, digest_range
-from chimerakit.stores.local import Buffer, Reader, Readers, same_bytes
+from chimerakit.stores.digest import Hasher, digest_of, digest_range
+from chimerakit.stores.local import CHUNK, Buffer, Piece, Reader, Readers
+from chimerakit.stores.system import first_unlike
 from chimerakit.verify.disk import claims, is_with_sha256, sha256_of_weights
 
 
 def check_parents(
-    child: Checkpoint, manifest: Manifest, parents: Mapping[str, Checkpoint], threads: int, listener: Listener
+    child: Checkpoint,
+    manifest: Manifest,
+    parents: Mapping[str, Checkpoint],
+    threads: int,
+    max_memory: int,
+    listener: Listener,
 ) -> Iterable[Finding]:
     """Every byte and every statement is what recipe and parents give."""
     recipe = recipe_from_data(manifest.recipe, MANIFEST)
@@ -63,6 +71,7 @@ def check_parents(
         yield from misplaced
         yield from _unlike_records(manifest.files, files)
         return
+    threads = threads_within(plan, max_memory, threads)
     jobs = make_jobs(plan, Path(child.root), allow_nonfinite=True, sha256=has_sha256)
     said = {made.unit: made for made in manifest.units}
     made = []
@@ -207,8 +216,7 @@ def _prove_job(job: Job, report: Report) -> list[_Proven]:
     """Make a job's units again, into a comparison with the child."""
     proven = []
     with Inputs(job.roots, job.signatures) as inputs, _Comparison(job, report) as comparison:
-        for row in job.rows:
-            result = make_unit(row, inputs, comparison, allow_nonfinite=job.allow_nonfinite)
+        for row, result in make_units(job.rows, inputs, comparison, allow_nonfinite=job.allow_nonfinite):
             digests = {t.name: comparison.digest(t) for t in row.outputs}
             made = Made(
                 row.unit,
@@ -220,18 +228,19 @@ def _prove_job(job: Job, report: Report) -> list[_Proven]:
             )
             unlike = {name: comparison.unlike[name] for name in digests if name in comparison.unlike}
             proven.append(_Proven(made, unlike))
+        inputs.check_unchanged()
     return proven
 
 
-class _Comparison:
+class _Comparison(Digests):
     """A sink that compares what arrives with the child's bytes, and digests the child's."""
 
     def __init__(self, job: Job, report: Report):
-        self._job = job
-        self._report = report
+        super().__init__(job.output, report, sha256=job.sha256)
         self._readers = Readers()
-        self._digests = TensorDigests(sha256=job.sha256)
+        self._found = memoryview(bytearray(CHUNK))
         self.unlike: dict[str, int] = {}
+        """Tensors that differ, with the first byte that does."""
 
     def __enter__(self) -> "_Comparison":
         return self
@@ -240,21 +249,33 @@ class _Comparison:
         self._readers.__exit__(*exception)
 
     def _reader(self, file: str) -> Reader:
-        return self._readers.get(Path(self._job.output, file))
+        return self._readers.get(Path(self._output, file))
 
     def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
         """Compare bytes of a tensor, from `start` on within it."""
         expected = memoryview(data).cast("B")
-        found = memoryview(self._reader(tensor.file).read(tensor.start + start, len(expected)))
-        if tensor.name not in self.unlike and not same_bytes(found, expected):
-            self.unlike[tensor.name] = start + _first_unlike(found, expected)
-        self._digests.update(tensor, start, found)
-        self._report(len(found))
+        for at in range(0, len(expected), CHUNK):
+            found = self._found[: min(CHUNK, len(expected) - at)]
+            self._reader(tensor.file).read_into(found, tensor.start + start + at)
+            self._compare(tensor, start + at, found, expected[at : at + len(found)])
+            super().write(tensor, start + at, found)
 
-    def digest(self, tensor: Tensor) -> Hasher:
-        """The digests of the child's bytes of a tensor."""
-        return self._digests.take(tensor, Path(self._job.output, tensor.file))
+    def copy(self, run: Run, reader: Reader) -> None:
+        """Compare a range of a parent's file with the child's; where both are holes, nothing is read."""
+        child = self._reader(run.target)
+        for piece in reader.pieces(run.start, run.nbytes, self._buffer):
+            for found in child.pieces(run.target_start + piece.start, piece.nbytes, self._found):
+                if found.data is not None or piece.data is not None:
+                    expected = _bytes_of(piece, found.start, found.nbytes)
+                    for tensor, within, first, last in run.slices(piece.start + found.start, found.nbytes):
+                        self._compare(tensor, within, _bytes_of(found, first, last - first), expected[first:last])
+                self._take(run, piece.start + found.start, found.nbytes, found.data)
+
+    def _compare(self, tensor: Tensor, start: int, found: memoryview, expected: memoryview) -> None:
+        if tensor.name not in self.unlike and (at := first_unlike(found, expected)) is not None:
+            self.unlike[tensor.name] = start + at
 
 
-def _first_unlike(a: memoryview, b: memoryview) -> int:
-    return next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+def _bytes_of(piece: Piece, start: int, nbytes: int) -> memoryview:
+    """Some bytes of a piece; of a hole, the zeros that it stands for."""
+    return memoryview(bytes(nbytes)) if piece.data is None else piece.data[start : start + nbytes]

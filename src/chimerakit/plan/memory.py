@@ -1,0 +1,55 @@
+"""How much memory running a plan takes at most, and how many jobs may run at a time within a bound.
+
+The process and a plan's records, which grow with the number of tensors and not with their size; then a few buffers for
+each job that runs, whatever it does: the stage that it writes from, what it reads into, and for a mix each parent's panel.
+Tests hold this against processes that merge tensors of gigabytes.
+"""
+
+from chimerakit.dtypes import BLOCK, FP8_BLOCKS, numel_of
+from chimerakit.errors import PlanError
+from chimerakit.plan.panels import BLOCKED_COLS, FLAT_WEIGHTS
+from chimerakit.records import Plan, Row
+from chimerakit.stores.local import CHUNK
+from chimerakit.stores.part import STAGE
+
+MAX_MEMORY = 2 << 30
+"""Bytes; the bound if none is asked for. It matters on machines with very many cores."""
+
+_COPYING = 90 << 20
+"""Bytes of a process that only copies, before it begins."""
+_MIXING = 240 << 20
+"""The same with compiled kernels loaded."""
+_ROW = 2500
+"""Bytes of a unit's records, from its tensors to its line in the manifest."""
+
+
+def peak_memory(plan: Plan, threads: int) -> int:
+    """Bytes of memory that running the plan takes at most with so many jobs at a time."""
+    fixed, each = _needs(plan)
+    return fixed + threads * each
+
+
+def threads_within(plan: Plan, max_memory: int, threads: int) -> int:
+    """How many jobs may run at a time, at most `threads`. Raises PlanError where there is not enough for one."""
+    fixed, each = _needs(plan)
+    if fixed + each > max_memory:
+        raise PlanError(
+            [f"one job at a time takes up to {(fixed + each) / 1e6:.0f} MB; {max_memory / 1e6:.0f} MB are allowed"],
+            "there is too little memory for this plan",
+        )
+    return min(threads, (max_memory - fixed) // each)
+
+
+def _needs(plan: Plan) -> tuple[int, int]:
+    """Bytes of the process, and of each job."""
+    panel = max((_panel_nbytes(row) for row in plan.rows if row.kind != "copy"), default=0)
+    return (_MIXING if panel else _COPYING) + _ROW * len(plan.rows), STAGE + 2 * CHUNK + panel
+
+
+def _panel_nbytes(row: Row) -> int:
+    """Each parent's panel, the float32 sum, its scaled copy and its encoding; and all block scales of the unit."""
+    weights = numel_of(row.outputs[0].shape)
+    is_blocked = any(storage in FP8_BLOCKS for storage in (row.storage, *(part.storage for part in row.inputs)))
+    most = BLOCK * min(row.outputs[0].shape[-1], BLOCKED_COLS) if is_blocked else FLAT_WEIGHTS
+    scales = 4 * weights // BLOCK**2 if is_blocked else 0
+    return min(weights, most) * (12 + 4 * len(row.inputs)) + scales * (1 + len(row.inputs))

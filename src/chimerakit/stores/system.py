@@ -1,0 +1,71 @@
+"""What Linux and its C library offer for whole ranges of bytes, and Python has no name for.
+
+Every call says whether it was done: a file system that lacks one says so, and the caller goes on without it.
+"""
+
+import ctypes
+import errno
+import fcntl
+import struct
+
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.ENOTTY, errno.EPERM, errno.ETXTBSY)
+_FICLONERANGE = 0x4020940D
+"""ioctl_ficlonerange(2): the destination shares the source's blocks until one of both is written to."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+
+def reserve(fd: int, start: int, nbytes: int) -> bool:
+    """Take the blocks of a range, so that writing it can't fail for space nor scatter it.
+
+    fallocate(2), not posix_fallocate(3), which writes into every block where the file system can't do it.
+    Raises OSError, for example for a full disk.
+    """
+    if _libc.fallocate(fd, 0, start, nbytes) == 0:
+        return True
+    return _is_done(ctypes.get_errno())
+
+
+def clone_range(source: int, source_start: int, nbytes: int, target: int, target_start: int) -> bool:
+    """Let a range of one file share the blocks of another's. All numbers must be whole blocks. Raises OSError."""
+    try:
+        fcntl.ioctl(target, _FICLONERANGE, struct.pack("qQQQ", source, source_start, nbytes, target_start))
+    except OSError as e:
+        return _is_done(e.errno or 0)
+    return True
+
+
+def _is_done(number: int) -> bool:
+    """False for what can't be done here; raises for what went wrong."""
+    if number in _UNSUPPORTED:
+        return False
+    raise OSError(number, errno.errorcode.get(number, "unknown error"))
+
+
+def same_bytes(a: memoryview, b: memoryview) -> bool:
+    """Whether two buffers of bytes are equal, at the speed of memory and without the interpreter lock."""
+    if len(a) != len(b):
+        return False
+    if a.readonly or b.readonly:
+        return bytes(a) == bytes(b)
+    return len(a) == 0 or _libc.memcmp(_address(a), _address(b), len(a)) == 0
+
+
+def first_unlike(a: memoryview, b: memoryview) -> int | None:
+    """Where two buffers of the same length first differ; None if they are equal."""
+    if same_bytes(a, b):
+        return None
+    low, high = 0, len(a)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if same_bytes(a[low:middle], b[low:middle]):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
