@@ -337,7 +337,7 @@ class Job(Struct, frozen=True):
     """Full sizes of the output files that are touched."""
     headers: tuple[Header, ...]
     rows: tuple[Row, ...]
-    linked: frozenset[str] = frozenset()
+    linked: tuple[str, ...] = ()
     """Output files that are hard links to a parent's: digested, never written."""
     allow_nonfinite: bool = False
     sha256: bool = False

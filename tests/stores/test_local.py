@@ -1,19 +1,19 @@
-"""Files on this machine: ranges read, files written so that none looks finished early."""
+"""Files on this machine, read: ranges, holes, and everything that may be wrong with a file."""
 
 import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from chimerakit.errors import ChangedError, CheckpointError, OutputError
+from chimerakit.errors import ChangedError, CheckpointError
 from chimerakit.stores.local import Reader, Readers, list_files, read_file
-from chimerakit.stores.part import PartFile, finish_file, free_nbytes, make_folder, write_file
 
 DATA = bytes(range(256)) * 4
-LINK = "is a symbolic link; output is never written through one\n  to do:    remove it"
 
 
 @pytest.fixture
@@ -22,23 +22,6 @@ def source(tmp_path: Path) -> Path:
     path = tmp_path / "source"
     path.write_bytes(DATA)
     return path
-
-
-@pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes stop after the first hundred bytes of each call's buffer."""
-    real, calls = os.pwrite, [0]
-
-    def pwrite(fd: int, data: memoryview, start: int) -> int:
-        calls[0] += 1
-        if calls[0] > 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(fd, data[:100], start)
-
-    monkeypatch.setattr(os, "pwrite", pwrite)
-
-
-# --------------------------------------------------------------------------------------------- reading
 
 
 @pytest.mark.parametrize(("start", "nbytes"), [(0, 0), (0, 1024), (1, 1), (1023, 1), (1024, 0), (300, 500)])
@@ -173,166 +156,80 @@ def test_a_file_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     )
 
 
-# --------------------------------------------------------------------------------------------- writing
+# ----------------------------------------------------------------------------------------------- holes
+
+BLOCK = 4096
 
 
-def test_a_part_file_is_filled_in_any_order(tmp_path: Path) -> None:
-    """Ranges written in any order, by several openings of the file, make the whole; only then it gets its name."""
-    path = tmp_path / "out"
-    for start in (600, 0, 300, 900):
-        part = PartFile(path, 1024)
-        part.write(memoryview(DATA)[start : start + 300], start)
-        part.sync()
-        part.close()
-        assert not path.exists()
-        assert (tmp_path / "out.part").stat().st_size == 1024
-    finish_file(path)
-    assert path.read_bytes() == DATA
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_any_buffer_of_bytes_is_written(tmp_path: Path) -> None:
-    """A buffer of wider elements is written as its bytes."""
-    part = PartFile(tmp_path / "out", 8)
-    part.write(memoryview(bytearray(range(8))).cast("I"), 0)
-    part.close()
-    assert (tmp_path / "out.part").read_bytes() == bytes(range(8))
-
-
-def test_short_writes_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system call that takes fewer bytes than it was given is followed by another one."""
-    real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, start: real(fd, data[:7], start))
-    write_file(tmp_path / "out", DATA)
-    assert (tmp_path / "out").read_bytes() == DATA
-
-
-@pytest.mark.parametrize("stale", [b"", b"x" * 5000])
-def test_a_part_of_another_size_gets_the_right_one(tmp_path: Path, stale: bytes) -> None:
-    """What is left of an earlier child does not make a file longer or shorter."""
-    (tmp_path / "out.part").write_bytes(stale)
-    PartFile(tmp_path / "out", 100).close()
-    assert (tmp_path / "out.part").stat().st_size == 100
-
-
-def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
-    """A shorter text over a longer one, with a stale part beside it, is the shorter text."""
-    (tmp_path / "out").write_bytes(b"x" * 5000)
-    (tmp_path / "out.part").write_bytes(b"y" * 9000)
-    write_file(tmp_path / "out", b"new")
-    assert (tmp_path / "out").read_bytes() == b"new"
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_part_is_never_written_through_a_link(tmp_path: Path) -> None:
-    """A link in place of a part file is refused, and what it leads to is untouched."""
-    (tmp_path / "precious").write_bytes(b"precious")
-    (tmp_path / "out.part").symlink_to("precious")
-    with pytest.raises(OutputError) as refused:
-        PartFile(tmp_path / "out", 3)
-    assert str(refused.value) == f"{tmp_path / 'out.part'}: {LINK}"
-    assert (tmp_path / "precious").read_bytes() == b"precious"
-
-
-def test_a_dangling_link_makes_no_file(tmp_path: Path) -> None:
-    """A link to nothing in place of a part file is refused, and nothing comes to be."""
-    (tmp_path / "out.part").symlink_to("elsewhere")
-    with pytest.raises(OutputError, match="is a symbolic link"):
-        PartFile(tmp_path / "out", 3)
-    assert not (tmp_path / "elsewhere").exists()
-
-
-@pytest.mark.parametrize("name", ["out", "out.part"])
-def test_small_files_replace_links(tmp_path: Path, name: str) -> None:
-    """A link in the way of a small file, or of its part, is replaced, not followed."""
-    (tmp_path / "precious").write_bytes(b"precious")
-    (tmp_path / name).symlink_to("precious")
-    write_file(tmp_path / "out", b"new")
-    assert (tmp_path / "precious").read_bytes() == b"precious"
-    assert (tmp_path / "out").read_bytes() == b"new"
-    assert not (tmp_path / "out").is_symlink()
-
-
-def test_a_finished_file_replaces_a_link(tmp_path: Path) -> None:
-    """Renaming a part over a link replaces the link, not what it leads to."""
-    (tmp_path / "precious").write_bytes(b"precious")
-    (tmp_path / "out").symlink_to("precious")
-    (tmp_path / "out.part").write_bytes(b"new")
-    finish_file(tmp_path / "out")
-    assert (tmp_path / "precious").read_bytes() == b"precious"
-    assert (tmp_path / "out").read_bytes() == b"new"
-
-
-@pytest.mark.parametrize("is_dangling", [True, False])
-def test_a_folder_is_never_made_through_a_link(tmp_path: Path, is_dangling: bool) -> None:
-    """A link in place of an output folder is refused, whether it leads somewhere or not."""
-    (tmp_path / "out").symlink_to("nowhere" if is_dangling else tmp_path)
-    with pytest.raises(OutputError) as refused:
-        make_folder(tmp_path / "out")
-    assert str(refused.value) == f"{tmp_path / 'out'}: {LINK}"
-    assert not (tmp_path / "nowhere").exists()
-
-
-@pytest.mark.usefixtures("full_disk")
-def test_a_full_disk_is_told_with_the_way_on(tmp_path: Path) -> None:
-    """A disk that fills up in the middle of a write is said so, and that the work can go on."""
-    with pytest.raises(OutputError) as refused:
-        write_file(tmp_path / "out", DATA)
-    assert str(refused.value) == (
-        f"{tmp_path / 'out.part'}: no space left\n  to do:    free some space and run the same command again"
+def sparse(path: Path, blocks: list[bool]) -> bytes:
+    """A file whose blocks are random bytes or, for False, holes; returns what it holds."""
+    data = b"".join(
+        np.random.default_rng(i).bytes(BLOCK) if is_data else bytes(BLOCK) for i, is_data in enumerate(blocks)
     )
-    assert not (tmp_path / "out").exists()
+    with path.open("wb") as file:
+        file.truncate(len(data))
+        for number, is_data in enumerate(blocks):
+            if is_data:
+                file.seek(number * BLOCK)
+                file.write(data[number * BLOCK : (number + 1) * BLOCK])
+    return data
 
 
-@pytest.mark.parametrize(
-    ("call", "code", "says"),
-    [
-        ("pwrite", errno.ENOSPC, "no space left"),
-        ("pwrite", errno.EDQUOT, "no space left"),
-        ("pwrite", errno.EIO, "can't be written: Input/output error"),
-        ("fsync", errno.ENOSPC, "no space left"),
-        ("fsync", errno.EIO, "can't be written: Input/output error"),
-        ("ftruncate", errno.EFBIG, "can't be written: File too large"),
-    ],
-)
-def test_every_failing_call_is_an_output_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, says: str
+@given(data=st.data(), blocks=st.lists(st.booleans(), min_size=1, max_size=12), size=st.integers(1, 3 * BLOCK))
+def test_a_range_with_holes_is_what_a_slice_is(
+    data: st.DataObject, blocks: list[bool], size: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whichever system call fails while writing, the part file is named, the target is not there, no file stays open."""
-
-    def failing(*_: Any) -> int:
-        raise OSError(code, os.strerror(code))
-
-    before = os.listdir("/proc/self/fd")  # noqa: PTH208
-    monkeypatch.setattr(os, call, failing)
-    with pytest.raises(OutputError) as refused:
-        write_file(tmp_path / "out", DATA)
-    assert str(refused.value).startswith(f"{tmp_path / 'out.part'}: {says}")
-    assert not (tmp_path / "out").exists()
-    assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208
-
-
-def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
-    """A folder in place of a file, its part, or a file in place of the folder: refused by name."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b.part").mkdir()
-    (tmp_path / "c").write_bytes(b"")
-    said = []
-    for name in ("a", "b", "c/d"):
-        with pytest.raises(OutputError) as refused:
-            write_file(tmp_path / name, DATA)
-        said.append(str(refused.value))
-    assert said == [
-        f"{tmp_path / 'a'}: can't be written: Is a directory",
-        f"{tmp_path / 'b.part'}: can't be written: Is a directory",
-        f"{tmp_path / 'c/d.part'}: can't be written: Not a directory",
-    ]
-    with pytest.raises(OutputError) as refused:
-        make_folder(tmp_path / "c")
-    assert str(refused.value) == f"{tmp_path / 'c'}: can't be written: File exists"
+    """The pieces of any range of a sparse file follow each other and are its bytes; what is no data is zeros."""
+    path = tmp_path_factory.mktemp("sparse") / "file"
+    whole = sparse(path, blocks)
+    start = data.draw(st.integers(0, len(whole)))
+    nbytes = data.draw(st.integers(0, len(whole) - start))
+    reader = Reader(path)
+    at, found = 0, b""
+    for piece in reader.pieces(start, nbytes, memoryview(bytearray(size))):
+        assert piece.start == at
+        assert piece.nbytes > 0
+        at += piece.nbytes
+        found += bytes(piece.nbytes) if piece.data is None else bytes(piece.data)
+    reader.close()
+    assert found == whole[start : start + nbytes]
 
 
-def test_free_space_of_a_path_that_is_not_there_yet(tmp_path: Path) -> None:
-    """The free space of a folder to come is that of the disk on which it will be."""
-    found = os.statvfs(tmp_path)
-    assert abs(free_nbytes(tmp_path / "a" / "b") - found.f_bavail * found.f_frsize) < 1 << 30
+def test_holes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terabyte of hole around a page of data costs one read."""
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(1 << 39)
+        file.write(b"x" * BLOCK)
+    real, reads = os.preadv, list[int]()
+
+    def preadv(fd: int, buffers: list[memoryview], start: int) -> int:
+        reads.append(start)
+        return real(fd, buffers, start)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    reader = Reader(path)
+    pieces = [(p.nbytes, p.data is None) for p in reader.pieces(0, 1 << 40, memoryview(bytearray(1 << 20)))]
+    reader.close()
+    assert pieces == [(1 << 39, True), (BLOCK, False), ((1 << 39) - BLOCK, True)]
+    assert reads == [1 << 39]
+
+
+def test_a_hole_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    """A range that goes on behind the end of a sparse file is refused, not filled up with zeros."""
+    sparse(tmp_path / "file", [True, False])
+    reader = Reader(tmp_path / "file")
+    with pytest.raises(CheckpointError, match="ends too early\n  expected: 8193 bytes\n  found:    8192"):
+        list(reader.pieces(0, 8193, memoryview(bytearray(100))))
+    reader.close()
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_noticed(source: Path) -> None:
+    """Size and time are those of the opening until the end, or the file is named."""
+    with Readers() as readers:
+        readers.get(source)
+        readers.check_unchanged()
+        os.utime(source, ns=(0, 0))
+        with pytest.raises(ChangedError, match=f"^{source}: was changed while it was read"):
+            readers.check_unchanged()

@@ -103,7 +103,7 @@ def make_jobs(
                 sizes={name: sizes[name] for name in touched},
                 headers=mine,
                 rows=rows,
-                linked=frozenset(linked).intersection(touched),
+                linked=tuple(name for name in touched if name in linked),
                 allow_nonfinite=allow_nonfinite,
                 sha256=sha256,
             )
