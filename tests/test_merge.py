@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -559,85 +558,3 @@ def test_more_random_recipes_equal_the_naive_merge(
 ) -> None:
     """The same with more examples; with `make prove` new ones each time."""
     check_against_naive(data, _fresh(tmp_path_factory))
-
-
-# ---------------------------------------------------------------------------------------------- memory
-
-MEASURE = """
-import json, sys
-from pathlib import Path
-from chimerakit.plan.memory import peak_memory
-from chimerakit.merge import merge_parents
-from tests.merging import plan_of
-
-v3, r1, child, rules = sys.argv[1:]
-plan = plan_of({"v3": Path(v3), "r1": Path(r1)}, rules)
-merged = merge_parents(plan, child, threads=2)
-# Not ru_maxrss: that starts at the peak of the process which started this one.
-line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-outcomes = sorted({unit.outcome for unit in merged.manifest.units})
-print(json.dumps([1024 * int(line.split()[1]), peak_memory(plan, 2), plan.output_nbytes, outcomes]))
-"""
-
-
-def big_checkpoint(root: Path, seed: int, storage: str, shape: tuple[int, int]) -> Path:
-    """4 GB with one tensor of 1.5 GB; only the beginning of each tensor is data, the rest is a hole in the file."""
-    name = "model.layers.0.mlp.gate_proj.weight"
-    small, width = (2048, 7168), 2 if storage == "bf16" else 1
-    shapes = {name: shape}
-    for number in range((4_000_000_000 - width * shape[0] * shape[1]) // (width * 2048 * 7168)):
-        shapes[f"model.layers.1.mlp.experts.{number}.up_proj.weight"] = small
-    header, data, end = dict[str, Any](), list[tuple[int, bytes]](), 0
-    rng = np.random.default_rng(seed)
-    for name, (rows, cols) in shapes.items():
-        nbytes = width * rows * cols
-        header[name] = {"dtype": "BF16" if width == 2 else "F8_E4M3", "shape": [rows, cols]}
-        header[name]["data_offsets"] = [end, end + nbytes]
-        weights = rng.normal(size=1 << 18).astype(ml_dtypes.bfloat16 if width == 2 else ml_dtypes.float8_e4m3fn)
-        data.append((end, weights.tobytes()))
-        end += nbytes
-        if storage == "fp8":
-            blocks = [-(-rows // 128), -(-cols // 128)]
-            scales = np.full(blocks, 0.01 + seed * 0.001, np.float32).tobytes()
-            header[f"{name}_scale_inv"] = {"dtype": "F32", "shape": blocks, "data_offsets": [end, end + len(scales)]}
-            data.append((end, scales))
-            end += len(scales)
-    root.mkdir()
-    text = json.dumps(header).encode()
-    with (root / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for start, piece in data:
-            file.seek(8 + len(text) + start)
-            file.write(piece)
-        file.truncate(8 + len(text) + end)
-    config = synthetic.config_of(storage, synthetic.CONFIG | {"n_routed_experts": 1000}, mtp=False)
-    (root / "config.json").write_text(json.dumps(config))
-    return root
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("storage", "shape", "rules", "limit"),
-    [
-        pytest.param("bf16", (104_858, 7168), R1T, 200_000_000, id="copies"),
-        pytest.param("bf16", (104_858, 7168), MIX_ALL, 600_000_000, id="bf16"),
-        pytest.param("fp8", (209_715, 7168), MIX_ALL, 600_000_000, id="fp8"),
-        pytest.param("fp8", (7168, 209_715), MIX_ALL, 600_000_000, id="fp8, very wide"),
-    ],
-)
-def test_memory_stays_small_and_within_what_the_plan_says(
-    storage: str, shape: tuple[int, int], rules: str, limit: int, tmp_path: Path
-) -> None:
-    """The whole process, for 4 GB with a tensor of 1.5 GB: 200 MB for copies, 600 MB for mixes, never above the plan."""
-    parents = [big_checkpoint(tmp_path / name, seed, storage, shape) for seed, name in enumerate(("v3", "r1"))]
-    try:
-        done = run_python(MEASURE, *parents, tmp_path / "child", rules)
-        assert done.returncode == 0, done.stderr
-        peak, planned, nbytes, outcomes = json.loads(done.stdout)
-    finally:
-        for folder in (*parents, tmp_path / "child"):
-            shutil.rmtree(folder, ignore_errors=True)
-    assert nbytes > 3_900_000_000
-    assert outcomes == ["copied" if rules == R1T else "mixed"]
-    assert peak <= limit
-    assert peak <= planned

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chimerakit.anatomy import Anatomy
 from chimerakit.errors import PlanError, RecipeError
 from chimerakit.formats import open_checkpoint
 from chimerakit.plan import make_jobs, make_plan
-from chimerakit.plan.memory import peak_memory
 from chimerakit.recipe import parse_recipe
 from chimerakit.records import Checkpoint, Job, Plan
 from tests import synthetic
@@ -191,6 +192,18 @@ def test_nothing_to_note() -> None:
     assert plan_of(EXPERTS, base=model("bf16"), r1=FP8).notes == ()
 
 
+# ---------------------------------------------------------------------------------------------- effort
+
+
+def test_a_name_is_read_once_for_all_parents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parents have the same names: what a name says is found out for the base, not again for each of the others."""
+    asked = Counter[str]()
+    role = Anatomy.role
+    monkeypatch.setattr(Anatomy, "role", lambda self, name: asked.update([name]) or role(self, name))
+    plan = plan_of({"mix": {"r1": 0.5, "x": 0.25}, "components": "all"}, base=FP8, r1=FP8_OTHER, x=FP8)
+    assert asked == Counter(row.unit for row in plan.rows)
+
+
 # ---------------------------------------------------------------------------------------------- digest
 
 
@@ -336,16 +349,6 @@ def test_records_travel_as_json(output: dict[str, Any]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ cost
-
-
-def test_memory() -> None:
-    """Copies need little, mixing needs its panels once for each thread, and no tensor is ever whole in memory."""
-    copying, mixing = plan_of(EXPERTS, base=FP8, r1=FP8_OTHER), plan_of(HALF, base=FP8, r1=FP8_OTHER)
-    assert peak_memory(copying, 1) < peak_memory(copying, 4) < 200 << 20
-    assert peak_memory(copying, 2) < peak_memory(mixing, 2) < peak_memory(mixing, 3)
-    tall = [("model.layers.0.self_attn.o_proj.weight", "BF16", (1 << 20, 1024))]
-    parent = checkpoint(tall, CONFIG, shards=1)
-    assert peak_memory(plan_of(HALF, base=parent, r1=parent), 1) < 600 << 20
 
 
 def calls_of(work: Callable[[], object]) -> int:

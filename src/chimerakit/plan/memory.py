@@ -29,9 +29,13 @@ def peak_memory(plan: Plan, threads: int) -> int:
     return fixed + threads * each
 
 
-def threads_within(plan: Plan, max_memory: int, threads: int) -> int:
-    """How many jobs may run at a time, at most `threads`. Raises PlanError where there is not enough for one."""
+def threads_within(plan: Plan, max_memory: int, threads: int, *, records: int = 1) -> int:
+    """How many jobs may run at a time, at most `threads`. Raises PlanError where there is not enough for one.
+
+    records: how often the records of all units are held; a proof holds a manifest that is given and one that is made.
+    """
     fixed, each = _needs(plan)
+    fixed += (records - 1) * _ROW * len(plan.rows)
     if fixed + each > max_memory:
         raise PlanError(
             [f"one job at a time takes up to {(fixed + each) / 1e6:.0f} MB; {max_memory / 1e6:.0f} MB are allowed"],

@@ -71,7 +71,7 @@ def check_parents(
         yield from misplaced
         yield from _unlike_records(manifest.files, files)
         return
-    threads = threads_within(plan, max_memory, threads)
+    threads = threads_within(plan, max_memory, threads, records=2)
     jobs = make_jobs(plan, Path(child.root), allow_nonfinite=True, sha256=has_sha256)
     said = {made.unit: made for made in manifest.units}
     made = []

@@ -1,0 +1,145 @@
+"""The bound on memory: what the plan promises, and what processes that merge tensors of 2 GiB really take."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from chimerakit.errors import PlanError
+from chimerakit.plan.memory import MAX_MEMORY, peak_memory, threads_within
+from tests import synthetic
+from tests.merging import MIX_ALL, run_python
+from tests.plan.models import model, plan_of
+
+HALF = {"mix": {"r1": 0.5}, "components": "all"}
+MB = 1_000_000
+
+
+def test_more_jobs_take_more_memory_and_mixing_more_than_copying() -> None:
+    """The promise grows with the jobs at a time, and is small."""
+    copying, mixing = plan_of(base=model("fp8")), plan_of(HALF, base=model("fp8"), r1=model("fp8", shards=2))
+    assert peak_memory(copying, 1) < peak_memory(copying, 4) < 200 * MB
+    assert peak_memory(copying, 2) < peak_memory(mixing, 2) < peak_memory(mixing, 3) < 600 * MB
+
+
+@pytest.mark.parametrize("storage", ["bf16", "fp8"])
+def test_memory_does_not_depend_on_the_size_of_tensors(storage: str) -> None:
+    """A matrix of a terabyte takes what one of a gigabyte takes, but for the scales of its blocks."""
+    name, found = "model.layers.0.mlp.down_proj.weight", []
+    for rows in (1 << 16, 1 << 26):
+        shapes: dict[str, Any] = {name: ("F8_E4M3" if storage == "fp8" else "BF16", (rows, 1 << 14))}
+        if storage == "fp8":
+            shapes[name + "_scale_inv"] = ("F32", (rows // 128, 128))
+        parent = model(storage, change=shapes)
+        found.append(peak_memory(plan_of(HALF, base=parent, r1=parent), 1))
+    scales = 3 * 4 * ((1 << 26) - (1 << 16)) // 128 * 128 if storage == "fp8" else 0
+    assert found[1] - found[0] == scales
+
+
+def test_fewer_jobs_run_where_memory_is_short() -> None:
+    """As many as fit, at most what was asked for; one job that does not fit is refused with both numbers."""
+    plan = plan_of(HALF, base=model("fp8"), r1=model("fp8", shards=2))
+    for jobs in (1, 2, 7):
+        assert threads_within(plan, peak_memory(plan, jobs), 100) == jobs
+        assert threads_within(plan, peak_memory(plan, jobs), 1) == 1
+        assert threads_within(plan, peak_memory(plan, jobs + 1) - 1, 100) == jobs
+    assert peak_memory(plan, threads_within(plan, MAX_MEMORY, 1000)) <= MAX_MEMORY
+    least = peak_memory(plan, 1)
+    with pytest.raises(PlanError) as refused:
+        threads_within(plan, least - 1, 1)
+    assert str(refused.value) == (
+        "there is too little memory for this plan: 1 problem\n"
+        f"  1. one job at a time takes up to {least / MB:.0f} MB; {(least - 1) / MB:.0f} MB are allowed"
+    )
+
+
+# ---------------------------------------------------------------------------------------- real processes
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+from chimerakit.plan.memory import peak_memory, threads_within
+from chimerakit.merge import merge_parents
+from tests.merging import plan_of
+
+v3, r1, child, rules, most = sys.argv[1:]
+plan = plan_of({"v3": Path(v3), "r1": Path(r1)}, rules)
+threads = threads_within(plan, int(most), 100)
+merged = merge_parents(plan, child, threads=100, max_memory=int(most))
+# Not ru_maxrss: that starts at the peak of the process which started this one.
+line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+outcomes = sorted({unit.outcome for unit in merged.manifest.units})
+print(json.dumps([1024 * int(line.split()[1]), peak_memory(plan, threads), plan.output_nbytes, outcomes]))
+"""
+EXPERT = "model.layers.1.mlp.experts.0.up_proj.weight"
+STACKED = "model.layers.1.mlp.experts.up_proj"
+TYPES: dict[str, Any] = {"BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn}
+
+
+def big_checkpoint(root: Path, seed: int, name: str, dtype: str, shape: tuple[int, ...], *, is_dense: bool) -> Path:
+    """A tensor of 2 GiB and twenty of 29 MB; its first weights are random, the others too, or a hole in the file."""
+    width = np.dtype(TYPES[dtype]).itemsize
+    shapes = {name: shape} | {f"model.layers.1.mlp.experts.{n}.down_proj.weight": (2048, 7168) for n in range(20)}
+    header, pieces, end = dict[str, Any](), list[tuple[int, bytes]](), 0
+    rng = np.random.default_rng(seed)
+    for tensor, sides in shapes.items():
+        nbytes = width * int(np.prod(sides))
+        header[tensor] = {"dtype": dtype, "shape": sides, "data_offsets": [end, end + nbytes]}
+        weights = rng.normal(size=1 << 18).astype(TYPES[dtype]).tobytes()
+        repeats = nbytes // len(weights) if is_dense else 1
+        pieces += [(end + i * len(weights), weights) for i in range(repeats)]
+        end += nbytes
+        if dtype == "F8_E4M3":
+            blocks = [-(-side // 128) for side in sides]
+            scales = np.full(blocks, 0.01 + seed * 0.001, np.float32).tobytes()
+            header[f"{tensor}_scale_inv"] = {"dtype": "F32", "shape": blocks, "data_offsets": [end, end + len(scales)]}
+            pieces.append((end, scales))
+            end += len(scales)
+    root.mkdir()
+    text = json.dumps(header).encode()
+    with (root / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for start, piece in pieces:
+            file.seek(8 + len(text) + start)
+            file.write(piece)
+        file.truncate(8 + len(text) + end)
+    config = synthetic.CONFIG | {"n_routed_experts": 1000}
+    config = synthetic.config_of("fp8" if dtype == "F8_E4M3" else "bf16", config, mtp=False)
+    (root / "config.json").write_text(json.dumps(config))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape", "rules", "most"),
+    [
+        pytest.param(EXPERT, "BF16", (1 << 17, 1 << 13), "- {take: r1, components: all}", 130, id="copies"),
+        pytest.param(EXPERT, "BF16", (1 << 17, 1 << 13), MIX_ALL, 400, id="bf16"),
+        pytest.param(STACKED, "BF16", (256, 2048, 2048), MIX_ALL, 400, id="stacked experts"),
+        pytest.param(EXPERT, "F8_E4M3", (1 << 18, 1 << 13), MIX_ALL, 400, id="fp8"),
+        pytest.param(EXPERT, "F8_E4M3", (1 << 13, 1 << 18), MIX_ALL, 500, id="fp8, very wide"),
+    ],
+)
+def test_memory_stays_within_what_was_allowed(
+    name: str, dtype: str, shape: tuple[int, ...], rules: str, most: int, tmp_path: Path
+) -> None:
+    """The whole process, for a tensor of 2 GiB, stays below the plan's promise, which stays below the bound (MB)."""
+    is_copy = "take" in rules
+    parents = [
+        big_checkpoint(tmp_path / parent, seed, name, dtype, shape, is_dense=is_copy and parent == "r1")
+        for seed, parent in enumerate(("v3", "r1"))
+    ]
+    try:
+        done = run_python(MEASURE, *parents, tmp_path / "child", rules, most * MB)
+        assert done.returncode == 0, done.stderr
+        peak, planned, nbytes, outcomes = json.loads(done.stdout)
+    finally:
+        for folder in (*parents, tmp_path / "child"):
+            shutil.rmtree(folder, ignore_errors=True)
+    assert nbytes > 2 << 30
+    assert outcomes == ["copied" if is_copy else "mixed"]
+    assert peak <= planned <= most * MB
