@@ -182,7 +182,7 @@ def test_planning_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return path_open(path, *arguments, **options)
 
     path_open = Path.open
-    for name in ("__init__", "read", "read_into", "chunks"):
+    for name in ("__init__", "read", "read_into", "pieces"):
         monkeypatch.setattr(local.Reader, name, fail)
     monkeypatch.setattr(os, "open", fail)
     monkeypatch.setattr("builtins.open", fail)

@@ -6,6 +6,7 @@ Every type can be copied; those with a numpy name can be looked at; the ones in 
 """
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 # A tensor larger than this can't exist in a file: sizes and offsets are signed 64-bit for every operating system.
@@ -70,6 +71,12 @@ def nbytes_of(dtype: str, shape: tuple[int, ...]) -> int | None:
         if bits > 8 * MAX_NBYTES:
             return None
     return bits // 8 if bits % 8 == 0 else None
+
+
+@lru_cache(maxsize=1 << 12)
+def blocks_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the scales of a tensor in FP8 blocks: one for each block, also for the smaller ones at the edges."""
+    return tuple(-(-side // BLOCK) for side in shape)
 
 
 def numel_of(shape: tuple[int, ...]) -> int:

@@ -27,9 +27,10 @@ from chimerakit.stores.part import PAGE, PartFile, Stage
 from chimerakit.stores.system import same_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
-    from chimerakit.numerics.mix import Encoded, Term
+    from chimerakit.numerics.mix import Term
 
 Report = Callable[[int], None]
 """Told the bytes that were just done; may raise to stop the job."""
@@ -231,7 +232,7 @@ class _Files(Digests):
 
 def new_header(header: Header) -> bytes:
     """The bytes of a header that is no parent's: its text after its length."""
-    text = (header.text or "").encode("utf-8", "surrogatepass")
+    text = (header.text or "").encode()
     return len(text).to_bytes(8, "little") + text
 
 
@@ -298,20 +299,22 @@ def _mix(
     is_blocked = any(s in FP8_BLOCKS for s in (row.storage, *(p.storage for p in parts)))
     whole = cut(weight.shape, is_blocked=is_blocked)
     sources = [Source(part, inputs, whole) for part in parts]
+    width = weight.nbytes // max(1, whole.rows * whole.cols)
+    buffer = np.empty(whole.most * width, np.uint8)
     sums = np.zeros(2)
     scales: list[npt.NDArray[np.uint8]] = []
     nonfinite = 0
     for panel in whole.panels():
         terms = [source.term(panel) for source in sources]
-        encoded = mix.encode(
-            mix.mix(terms, (panel.rows, panel.cols)), row.storage, scale[0].dtype if scale else None, sums
-        )
-        if encoded.nonfinite and not allow_nonfinite:
+        out = buffer[: panel.rows * panel.cols * width].reshape(panel.rows, panel.cols * width)
+        shape, scale_dtype = (panel.rows, panel.cols), scale[0].dtype if scale else None
+        blocks, found = mix.mix_into(terms, shape, row.storage, scale_dtype, out, sums)
+        if found and not allow_nonfinite:
             raise _nonfinite(row, parts, terms, panel)
-        nonfinite += encoded.nonfinite
-        _write_panel(weight, whole, panel, encoded, sink)
-        if encoded.scales is not None:
-            scales.append(encoded.scales)
+        nonfinite += found
+        _write_panel(weight, whole, panel, out, sink)
+        if blocks is not None:
+            scales.append(blocks)
     if scale:
         sink.write(scale[0], 0, np.concatenate(scales).data if scales else b"")
     is_rounded = row.storage != "F32"
@@ -330,8 +333,7 @@ class Source:
         self._reader = inputs.reader(part.parent, self._weight.file)
         self._width = self._weight.nbytes // max(1, whole.rows * whole.cols)
         self._share = np.float32(part.share)
-        most = max((panel.rows * panel.cols for panel in whole.panels()), default=0)
-        self._buffer = np.empty(most * self._width, np.uint8)  # once: a fresh one costs a page fault for every page
+        self._buffer = np.empty(whole.most * self._width, np.uint8)  # once: a fresh one faults on every page
         self._scales = None
         self._scale_dtype = None
         if part.storage in FP8_BLOCKS:
@@ -362,12 +364,12 @@ class Source:
         return Term(self._part.storage, self._share, data, scales, self._scale_dtype)
 
 
-def _write_panel(weight: Tensor, whole: Cut, panel: Panel, encoded: "Encoded", sink: Sink) -> None:
-    width = encoded.data.shape[1] // panel.cols
+def _write_panel(weight: Tensor, whole: Cut, panel: Panel, out: "npt.NDArray[np.uint8]", sink: Sink) -> None:
+    width = out.shape[1] // panel.cols
     if panel.cols == whole.cols or panel.rows == 1:
-        sink.write(weight, (panel.row * whole.cols + panel.col) * width, encoded.data.reshape(-1).data)
+        sink.write(weight, (panel.row * whole.cols + panel.col) * width, out.reshape(-1).data)
     else:
-        for i, line in enumerate(encoded.data):
+        for i, line in enumerate(out):
             sink.write(weight, ((panel.row + i) * whole.cols + panel.col) * width, line.data)
 
 

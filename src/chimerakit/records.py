@@ -3,7 +3,8 @@
     Recipe + Checkpoints -> Plan (Rows) -> Jobs -> Receipts -> Manifest -> Findings
 
 All bytes and offsets are absolute numbers of bytes; digests are lower-case hexadecimal. `msgspec.json` writes and reads
-every record here.
+every record here. Those of which a plan has a hundred thousand are made with `gc=False`: frozen, of texts, numbers and
+tuples, they can be in no cycle, and the collector would walk through all of them again and again.
 """
 
 from collections.abc import Iterator

@@ -23,7 +23,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from chimerakit.anatomy import Anatomy
-from chimerakit.dtypes import BLOCK, FP8_BLOCKS, MIXABLE
+from chimerakit.dtypes import FP8_BLOCKS, MIXABLE, blocks_of
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener, ignore
 from chimerakit.execute import Inputs, Report, Source
@@ -134,7 +134,7 @@ def _problem(anatomy: Anatomy, unit: Unit, child: Unit) -> str:
     if unit.storage not in MIXABLE:
         return f"values stored as {unit.storage} can't be compared"
     if unit.storage in FP8_BLOCKS:  # again, for models that no family describes
-        expected = tuple(-(-side // BLOCK) for side in unit.shape)
+        expected = blocks_of(unit.shape)
         if len(expected) != 2 or unit.tensors[1].shape != expected:
             return f"FP8 blocks of {list(unit.shape)} can't have scales of {list(unit.tensors[1].shape)}"
     if unit.shape != child.shape:

@@ -249,6 +249,15 @@ def test_a_scale_without_its_weight_is_kept() -> None:
     assert (len(unit.tensors), unit.role) == (1, Role("other", layer=7, known=False))
 
 
+@pytest.mark.parametrize("length", [0, 1, 2, 3])
+def test_a_unit_that_is_asked_for_is_the_one_among_all(length: int) -> None:
+    """Asked by name, a weight gives its unit; a scale of it gives none, nor does a name that is not there."""
+    names = [UP + "_scale_inv" * n for n in range(length)]
+    anatomy = anatomy_of(dict.fromkeys([*names, "x"], ("F32", (1, 1))))
+    assert {n: anatomy.unit(n) for n in [*names, "x"]} == {**dict.fromkeys(names), **anatomy.units()}
+    assert anatomy.unit("y") is None
+
+
 @pytest.mark.parametrize("length", [2, 3, 4, 5])
 def test_a_chain_of_scales_loses_no_tensor(length: int) -> None:
     """Where a scale's name has a scale itself, every tensor is still in exactly one unit."""

@@ -18,7 +18,7 @@ from safetensors.torch import save, save_file
 
 from chimerakit.errors import CheckpointError
 from chimerakit.formats import open_checkpoint
-from chimerakit.formats.safetensors import INDEX, header_bytes, parse_json, storage_order
+from chimerakit.formats.safetensors import INDEX, header_bytes, parse_header, parse_json, storage_order
 from chimerakit.records import Checkpoint, Tensor
 from tests import synthetic
 from tests.effort import examples
@@ -293,6 +293,14 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
         shard_of(f'{{"__metadata__":{{"a":1}},"w":{W}}}', b"1234"),
         ": '__metadata__' is no valid entry of a header: Expected `str`, got `int`",
     ),
+    "a tensor called as the metadata": (
+        shard_of(f'{{"__metadata__":{{}},"__metadata__":{W}}}', b"1234"),
+        " (header): has the key '__metadata__' twice",
+    ),
+    "a side too long to say": (
+        shard_of('{"w":{"dtype":"F32","shape":[' + "1" * 5000 + '],"data_offsets":[0,4]}}', b"1234"),
+        " (header): is not valid JSON: Exceeds the limit",
+    ),
     "no entry": (shard_of('{"w":5}'), ": 'w' is no valid entry of a header: Expected `object`, got `int`"),
     "a field missing": (
         shard_of('{"w":{"dtype":"F32","shape":[1]}}', b"1234"),
@@ -542,10 +550,12 @@ def test_an_index_without_a_weight_map_is_refused(tmp_path: Path, content: str) 
     )
 
 
-def test_an_index_with_a_tensor_twice_is_refused(tmp_path: Path) -> None:
-    """A tensor that the index gives two places is refused."""
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_index_with_a_tensor_twice_is_refused(tmp_path: Path, indent: int | None) -> None:
+    """A tensor that the index gives two places is refused, however the index is written."""
     folder(tmp_path, {A: ["v"], B: ["w"]}, None)
-    (tmp_path / INDEX).write_text(f'{{"weight_map":{{"v":"{A}","w":"{B}","v":"{B}"}}}}')
+    text = json.dumps({"weight_map": {"v": A, "w": B, "twice": B}}, indent=indent)
+    (tmp_path / INDEX).write_text(text.replace("twice", "v"))
     assert message_of(tmp_path) == f"{tmp_path / INDEX}: has the key 'v' twice"
 
 
@@ -766,7 +776,7 @@ def check_against_reference(file: Path) -> None:
         assert isinstance(theirs, Exception) or is_stricter, reason
 
 
-@settings(max_examples=examples(quick=600, ci=2000, prove=200_000))
+@settings(max_examples=examples(quick=100, ci=500, prove=5_000))
 @given(valid(), st.data())
 def test_random_damage_is_refused_or_harmless(file: Path, content: Any, data: st.DataObject) -> None:
     """A damaged header is read exactly as the reference reads it, or refused with CheckpointError, and nothing else."""
@@ -778,6 +788,88 @@ def test_random_damage_is_refused_or_harmless(file: Path, content: Any, data: st
     size = max(0, data_nbytes(places) + data.draw(st.sampled_from([0, 0, 0, 0, -1, 1, 8])))
     file.write_bytes(length.to_bytes(8, "little") + text + bytes(size))
     check_against_reference(file)
+
+
+# ---------------------------------------------------------------------------- texts that are read quickly
+
+READER = "chimerakit.formats.safetensors"
+
+
+def told(header: bytes, nbytes: int) -> Any:
+    """What a header says, or why it is refused."""
+    try:
+        return parse_header(header, "model.safetensors", nbytes, "here")
+    except CheckpointError as e:
+        return str(e)
+
+
+def told_without_haste(header: bytes, nbytes: int) -> Any:
+    """The same by the strict way alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{READER}._decode_written", lambda text: None)
+        return told(header, nbytes)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["v", "w", "é", "__metadata__"]), st.integers(0, 2)), max_size=4))
+def test_a_key_that_comes_twice_is_never_read_quickly(keys: list[tuple[str, int]]) -> None:
+    """A header in the writer's spelling with the same key in two places is refused as the strict way refuses it."""
+    pieces, end = [], 0
+    for key, what in keys:
+        value = ('{"format":"pt"}', '{"a":"1","a":"2"}', entry(offsets=[end, end + 4]))[what]
+        end += 4 if what == 2 else 0
+        pieces.append(f'"{key}":{value}')
+    header = shard_of("{" + ",".join(pieces) + "}")
+    assert told(header, end) == told_without_haste(header, end)
+    assert len({key for key, _ in keys}) == len(keys) or " twice" in told(header, end)
+
+
+@settings(max_examples=examples(quick=200, ci=1000, prove=100_000))
+@given(valid(), st.data())
+def test_how_a_header_is_spelled_does_not_matter(content: Any, data: st.DataObject) -> None:
+    """A header in the writer's spelling, in another one or damaged: whatever is read quickly is what is read strictly."""
+    places, metadata = content
+    text = header_bytes(places, metadata)[8:]
+    if data.draw(st.booleans(), label="respelled"):
+        text = json.dumps(json.loads(text), indent=data.draw(st.none() | st.integers(0, 2))).encode()
+    for _ in range(data.draw(st.integers(0, 2), label="damages")):
+        text = damaged(text, lambda label, strategy: data.draw(strategy, label=label))
+    header = shard_of(text)
+    assert told(header, data_nbytes(places)) == told_without_haste(header, data_nbytes(places))
+
+
+def test_what_writers_write_is_read_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headers of the reference writer and of ours, and an index as every library writes it, need no strict parsing."""
+    tensors = {"w": torch.zeros(2, 3), 'ü"\\\n/\x7f\u2028😀': torch.zeros(0), "v": torch.zeros(())}
+    save_file(tensors, tmp_path / A, {"format": "pt"})
+    (tmp_path / B).write_bytes(header_bytes([("x", "F4", (2, 2))], None) + b"12")
+    index = {"metadata": {"total_size": 30}, "weight_map": {**dict.fromkeys(tensors, A), "x": B}}
+    (tmp_path / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n")
+
+    def fail(*arguments: Any) -> None:
+        raise AssertionError(f"read strictly: {arguments}")
+
+    monkeypatch.setattr(f"{READER}.parse_json", fail)
+    assert open_checkpoint(tmp_path).tensors.keys() == {*tensors, "x"}
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | names,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(names, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(values, st.sampled_from(["", "\n", "\n\n", " ", "\x0b"]), st.booleans())
+def test_an_indented_text_says_what_any_parser_reads(file: Path, value: Any, ending: str, is_ascii: bool) -> None:
+    """A config, indented as writers do it, is what the standard library reads; what follows it is white space."""
+    weights, config = file.parent / "indented" / A, file.parent / "indented" / "config.json"
+    config.parent.mkdir(exist_ok=True)
+    weights.write_bytes(header_bytes([], None))
+    config.write_text(text := json.dumps({"c": value}, indent=2, ensure_ascii=is_ascii) + ending)
+    if ending == "\x0b":
+        assert message_of(weights).startswith(f"{config}: is not valid JSON: Extra data")
+    else:
+        assert repr(open_checkpoint(weights).config) == repr(json.loads(text))
 
 
 @pytest.mark.parametrize(

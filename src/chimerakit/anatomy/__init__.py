@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct, convert
 
@@ -17,7 +17,7 @@ from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, blo
 from chimerakit.errors import CheckpointError
 from chimerakit.records import Checkpoint, Component, Role, Tensor, Unit
 
-_NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,8})(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,8})(?=\.)")
 """As a model writes it. Other digits, or zeros before it, would make two names of one."""
 
 
@@ -94,6 +94,17 @@ def family_of(config: Mapping[str, Any]) -> Family:
     return families().get(str(config.get("model_type", "")), _GENERIC)
 
 
+class _Parsed(NamedTuple):
+    """What a name without its first number says."""
+
+    line: Line
+    projection: str | None
+    kinds: tuple[str, ...]
+    """What its numbers are, the first one included."""
+    later: tuple[int, ...]
+    """The numbers after the first."""
+
+
 class Anatomy:
     """One checkpoint seen with its family's table."""
 
@@ -105,6 +116,7 @@ class Anatomy:
         self.num_layers = self._count(self.family.layers)
         self.num_experts = self._count(self.family.experts)
         self._patterns = self.family.patterns()
+        self._parsed: dict[str, _Parsed | None] = {}
         heads = {pattern.split("#")[0] for pattern, (_, kinds, _) in self._patterns.items() if kinds[:1] == ("layer",)}
         self._layer = re.compile(f"(?:{'|'.join(map(re.escape, sorted(heads)))})(\\d{{1,9}})\\.") if heads else None
 
@@ -118,12 +130,18 @@ class Anatomy:
 
     def role(self, name: str) -> Role:
         """What the tensor of this name is."""
-        parts = _NUMBER.split(name)  # words and numbers in turn
-        pattern = self._patterns.get("#".join(parts[::2]))
-        if pattern is None or "#" in name:
+        if "#" in name:
             return self._unknown(name)
-        line, kinds, projection = pattern
-        numbers = dict(zip(kinds, map(int, parts[1::2]), strict=True))
+        # Layers are alike: without its first number a name is one of a thousand, and each of these is parsed once.
+        first = _NUMBER.search(name)
+        rest = name if first is None else f"{name[: first.start()]}#{name[first.end() :]}"
+        if rest not in self._parsed:
+            self._parsed[rest] = self._parse(rest)
+        parsed = self._parsed[rest]
+        if parsed is None:
+            return self._unknown(name)
+        line, projection, kinds, later = parsed
+        numbers = dict(zip(kinds, later if first is None else (int(first[0]), *later), strict=True))
         layer, expert = numbers.get("layer"), numbers.get("expert")
         if expert is not None and expert >= self.num_experts:
             return self._unknown(name)
@@ -136,6 +154,13 @@ class Anatomy:
             convertible=line.convertible,
             fp8=line.fp8,
         )
+
+    def _parse(self, rest: str) -> _Parsed | None:
+        pattern = self._patterns.get(_NUMBER.sub("#", rest))
+        if pattern is None:
+            return None
+        line, kinds, projection = pattern
+        return _Parsed(line, projection, kinds, tuple(map(int, _NUMBER.findall(rest))))
 
     def _unknown(self, name: str) -> Role:
         """A name that the table does not have is `other`; a layer's prefix still says which layer it is in."""

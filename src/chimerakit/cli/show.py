@@ -1,4 +1,4 @@
-"""Records -> tables on a terminal, or JSON."""
+"""Records -> tables on a terminal, or JSON, which needs no rich."""
 
 import os
 import sys
@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from chimerakit.errors import printable
 from chimerakit.plan.memory import peak_memory, threads_within
@@ -20,6 +17,8 @@ from chimerakit.runners.local import default_threads
 from chimerakit.stores.part import free_nbytes
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from chimerakit.demo import Demo
     from chimerakit.merge import Merged
     from chimerakit.table import Table as ChildTable
@@ -43,15 +42,25 @@ def say_nbytes(number: int) -> str:
     raise AssertionError
 
 
-def _grid(title: str, *columns: str) -> Table:
+def _print(table: "Table", width: int | None = None) -> None:
+    from rich.console import Console
+
+    Console(width=width).print(table)
+
+
+def _grid(title: str, *columns: str) -> "Table":
     """A table whose first column is text and whose others are numbers."""
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     return table
 
 
-def _add(table: Table, *cells: object) -> None:
+def _add(table: "Table", *cells: object) -> None:
+    from rich.text import Text
+
     table.add_row(*(Text(printable(cell)) for cell in cells))
 
 
@@ -103,7 +112,6 @@ def plan_view(plan: Plan, output: Path | None, threads: int | None, max_memory: 
 
 def print_plan(view: PlanView) -> None:
     """The plan as tables."""
-    console = Console()
     rules = _grid(f"Plan {view.plan[:12]} ({view.family})", "rule", "tensors", "bytes", "of which MTP", "how")
     for rule in view.rules:
         number = "   " if rule.rule is None else f"{rule.rule + 1}. "
@@ -116,11 +124,11 @@ def print_plan(view: PlanView) -> None:
             f"{rule.mtp_tensors}: {say_nbytes(rule.mtp_nbytes)}",
             how,
         )
-    console.print(rules)
+    _print(rules)
     parents = _grid("", "parent", "read", "in all")
     for name, sizes in view.parents.items():
         _add(parents, name, say_nbytes(sizes["read"]), say_nbytes(sizes["in_all"]))
-    console.print(parents)
+    _print(parents)
     free = "" if view.free_nbytes is None else f" ({say_nbytes(view.free_nbytes)} are free there)"
     print(f"\nchild: {view.weight_files} weight files, {say_nbytes(view.output_nbytes)} on disk{free}")
     print(f"copied: {view.copy_ranges} ranges of bytes; {view.jobs} jobs, {view.jobs_at_a_time} at a time")
@@ -246,7 +254,7 @@ def _print_summaries(summaries: "Sequence[TableSummary]") -> None:
         ]
         verdict = "; ".join(v if count == s.units else f"{v} ({count})" for v, count in s.verdicts.items())
         _add(grid, *where, s.units, *(f"{count}/{s.units}" for count in s.close.values()), verdict)
-    Console(width=_width()).print(grid)
+    _print(grid, _width())
 
 
 def _width() -> int:
@@ -269,7 +277,7 @@ def print_demo(demo: "Demo") -> None:
         m = row.measurement
         proven = "" if row.proof is None else ("yes" if row.proof.ok else "NO")
         _add(grid, row.name, f"{m.accuracy:.0%}", f"{m.output_tokens:.1f}", f"{m.trace_share:.0%}", proven)
-    Console(width=_width()).print(grid)
+    _print(grid, _width())
     print()
     for line in demo.says:
         print(printable(line))

@@ -89,8 +89,24 @@ def parse_json(data: bytes, where: object, parse_int: Callable[[str], float] = i
     return found
 
 
+def _parse_indented(data: bytes) -> Any:
+    """JSON that is byte for byte as every library writes indexes and configs; None for any other, and for null.
+
+    A third of the time of `parse_json`. A text that is what encoding gives back has no key twice, nor anything odd.
+    """
+    try:
+        found = msgspec.json.decode(data)
+        written = msgspec.json.format(msgspec.json.encode(found), indent=2)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    return found if written == data.rstrip(b"\n") else None
+
+
 def _json_object(path: Path) -> dict[str, Any]:
-    found = parse_json(read_file(path, _MAX_JSON), path)
+    data = read_file(path, _MAX_JSON)
+    found = _parse_indented(data)
+    if found is None:
+        found = parse_json(data, path)
     if not isinstance(found, dict):
         raise CheckpointError("must hold a JSON object", where=path, found=type(found).__name__)
     return found
@@ -115,13 +131,13 @@ def parse_header(
     tensors = []
     end = 0
     for key, entry in sorted(found.entries.items(), key=lambda item: item[1].data_offsets):
-        kind = _kind(entry.dtype, entry.shape)
+        dtype, shape, nbytes = _kind(entry.dtype, entry.shape)
         begin, stop = entry.data_offsets
         # Gaps hide data, overlaps let one tensor be another: bytes must follow each other.
-        if begin != end or stop - begin != kind.nbytes or stop > MAX_NBYTES:
+        if begin != end or stop - begin != nbytes or stop > MAX_NBYTES:
             raise _objection(key, entry, end, where)
         end = stop
-        tensors.append(Tensor(key, kind.dtype, kind.shape, name, len(header) + begin, kind.nbytes))
+        tensors.append(Tensor(key, dtype, shape, name, len(header) + begin, stop - begin))
     # Bytes after the last tensor hide data; missing ones are a download that broke off.
     if end != data_nbytes:
         raise CheckpointError(
@@ -161,7 +177,7 @@ def _encode(header: _Header) -> bytes:
 
 
 def _decode_any(text: bytes, where: object) -> _Header:
-    """What any header says, read without mercy."""
+    """What any header says, by the strict way: as slow as looking at every pair of a key and a value is."""
     found = parse_json(text, f"{where} (header)", _parse_int)
     metadata = _convert(_METADATA, found.pop(_METADATA), dict[str, str], where) if _METADATA in found else None
     return _Header({key: _convert(key, value, _Entry, where) for key, value in found.items()}, metadata)
@@ -381,10 +397,11 @@ def _check_places(
                 expected="not in any file (it is not in the index)" if said is None else said,
                 found=tensor.file,
             )
-    missing = [name for name in weight_map or () if name not in tensors]
+    assert weight_map is not None, "without an index only a tensor that is there twice is wrong"
+    missing = [name for name in weight_map if name not in tensors]
     raise CheckpointError(
         f"the index names {len(missing)} tensors that are not there",
         where=root / INDEX,
-        expected=f"{missing[0]!r} in {(weight_map or {})[missing[0]]}",
+        expected=f"{missing[0]!r} in {weight_map[missing[0]]}",
         found="no such tensor in that file",
     )

@@ -71,10 +71,11 @@ def cut_segments(rows: Sequence[Row], segment_nbytes: int) -> tuple[tuple[int, i
     cuts, size = [0], 0
     for number, row in enumerate(rows):
         is_other_file = number > 0 and row.outputs[0].file != rows[number - 1].outputs[0].file
-        if number > cuts[-1] and (is_other_file or size + row.nbytes > segment_nbytes):
+        nbytes = row.nbytes
+        if number > cuts[-1] and (is_other_file or size + nbytes > segment_nbytes):
             cuts.append(number)
             size = 0
-        size += row.nbytes
+        size += nbytes
     return tuple(zip(cuts, [*cuts[1:], len(rows)], strict=True)) if rows else ()
 
 

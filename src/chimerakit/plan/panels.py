@@ -31,6 +31,12 @@ class Cut(NamedTuple):
     cols: int
     is_blocked: bool
 
+    @property
+    def most(self) -> int:
+        """Weights of the largest panel."""
+        high, wide = (BLOCK, BLOCKED_COLS) if self.is_blocked else (1, FLAT_WEIGHTS)
+        return min(high, self.rows) * min(wide, self.cols)
+
     def panels(self) -> Iterator[Panel]:
         """All panels, row by row."""
         high, wide = (BLOCK, BLOCKED_COLS) if self.is_blocked else (1, FLAT_WEIGHTS)
