@@ -1,5 +1,6 @@
-"""How far values lie apart, against numpy's allclose, float64 least squares, and casts of ml_dtypes."""
+"""How far values lie apart, against numpy's allclose, float64 least squares, exact sums, and casts of ml_dtypes."""
 
+import math
 import warnings
 from typing import Any
 
@@ -9,7 +10,16 @@ import numpy.typing as npt
 import pytest
 
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
-from chimerakit.numerics.compare import ROUNDING, add_products, are_close, are_stored_as, codes, fit_shares, is_finite
+from chimerakit.numerics.compare import (
+    ROUNDING,
+    Differences,
+    add_products,
+    are_close,
+    are_stored_as,
+    codes,
+    fit_shares,
+    is_finite,
+)
 from chimerakit.numerics.mix import Encoded, Term, encode, mix
 
 F32 = npt.NDArray[np.float32]
@@ -41,6 +51,71 @@ def test_close_is_numpys_allclose(a: float, b: float) -> None:
         found = are_close(f32([a]), f32([b]))
     with np.errstate(all="ignore"):
         assert found == np.allclose(f32([a]), f32([b]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 1, 16_383, 16_384, 49_999])
+def test_one_value_that_is_far_is_found_wherever_it_stands(place: int) -> None:
+    """Among many that are close."""
+    a = np.random.default_rng(3).normal(size=(2, 25_000)).astype(np.float32)
+    b = a * np.float32(1 + 1e-6)
+    assert are_close(a, b)
+    b.reshape(-1)[place] += 1e-3
+    assert not are_close(a, b)
+
+
+def test_only_like_shapes_are_compared() -> None:
+    """Nothing is broadcast, and nothing is read beyond an end."""
+    with pytest.raises(AssertionError, match=r"\(2, 3\) against \(3, 2\)"):
+        are_close(np.zeros((2, 3), np.float32), np.zeros((3, 2), np.float32))
+    with pytest.raises(AssertionError, match=r"\(6,\) against \(5,\)"):
+        Differences().add(np.zeros(6, np.float32), np.zeros(5, np.float32))
+
+
+def differences(a: F32, b: F32, cuts: list[int]) -> Differences:
+    found = Differences()
+    for x, y in zip(np.split(a, cuts), np.split(b, cuts), strict=True):
+        found.add(x, y)
+    return found
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 1000, 4099])
+def test_differences_are_those_of_exact_sums(count: int, size: float) -> None:
+    """Sums of float64 agree with math.fsum to 1e-12 of what is added up; the largest and the counts are exact."""
+    rng = np.random.default_rng(count)
+    a, b = (rng.normal(0, size, count).astype(np.float32) for _ in range(2))
+    b[::3] = a[::3]
+    found = differences(a, b, [])
+    x, y = a.astype(float), b.astype(float)
+    assert found.squared_difference == pytest.approx(math.fsum((x - y) ** 2), rel=1e-12)
+    assert found.inner_product == pytest.approx(math.fsum(x * y), abs=1e-12 * math.fsum(abs(x * y)))
+    assert found.squared_norms == pytest.approx((math.fsum(x * x), math.fsum(y * y)), rel=1e-12)
+    assert found.largest == abs(x - y).max(initial=0)
+    assert (found.num_values, found.num_unlike) == (count, int(np.count_nonzero(a != b)))
+    assert found.num_nonfinite == 0
+
+
+@pytest.mark.parametrize("cuts", [[1], [16, 17], [100, 101, 117, 900], list(range(1, 1000, 7))])
+def test_differences_do_not_depend_on_how_values_are_cut(cuts: list[int]) -> None:
+    """Not in the last digit: each value goes to the sum of its place."""
+    rng = np.random.default_rng(4)
+    a, b = (rng.normal(size=1000).astype(np.float32) for _ in range(2))
+    b[5] = np.nan
+    whole, parts = differences(a, b, []), differences(a, b, cuts)
+    for name in ("squared_difference", "inner_product", "squared_norms", "largest", "num_unlike", "num_nonfinite"):
+        assert getattr(whole, name) == getattr(parts, name), name
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_pairs_that_are_not_finite_are_counted_and_left_out(side: int, bad: float) -> None:
+    """On either side, wherever they stand; zeros of either sign are alike."""
+    pair = [np.arange(40, dtype=np.float32), np.arange(40, dtype=np.float32) + 2]
+    pair[1][0], pair[0][0] = 0.0, -0.0
+    pair[side][[3, 37]] = bad
+    found = differences(pair[0], pair[1], [])
+    assert (found.num_values, found.num_nonfinite, found.num_unlike) == (40, 2, 37)
+    assert (found.squared_difference, found.largest) == (4 * 37, 2)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -1,16 +1,22 @@
 """How far values lie apart: allclose as published scripts use it, and least squares between a child and its parents."""
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
 from chimerakit.numerics.fp8 import F32, U8
+from chimerakit.numerics.kernels import kernel, magnitude_bits
+from chimerakit.numerics.lanes import LANES, add_pair, add_pairs
 from chimerakit.numerics.mix import Term, encode
 
 RTOL = ATOL = 1e-5
 """numpy's and torch's allclose as in the checks that people published for merges."""
+_RTOL, _ATOL, _INFINITY = np.float32(RTOL), np.float32(ATOL), np.float32(np.inf)
+_RUN = 1 << 14
+"""Values that are compared before looking whether all were close."""
 
 _E4M3 = 1.001 * 2**-4
 ROUNDING = {FP8_BLOCK: _E4M3, FP8_BLOCK_UE8M0: _E4M3, "BF16": 1.001 * 2**-8, "F16": 1.001 * 2**-11, "F32": 1e-6}
@@ -27,9 +33,90 @@ nothing else: a fresh scale puts the largest number of an FP8 block near 448, 2^
 
 def are_close(a: F32, b: F32) -> bool:
     """|a - b| <= ATOL + RTOL * |b| everywhere; infinity is close to itself, NaN to nothing. Same shapes."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.abs(a - b)
-        return bool(np.all((apart <= ATOL + RTOL * np.abs(b)) & (apart < np.inf) | (a == b)))
+    assert a.shape == b.shape, f"{a.shape} against {b.shape}"
+    return bool(_are_close(np.ascontiguousarray(a).ravel(), np.ascontiguousarray(b).ravel()))
+
+
+@kernel
+def _are_close(a: Any, b: Any) -> bool:
+    for start in range(0, a.size, _RUN):
+        x, y = a[start : start + _RUN], b[start : start + _RUN]
+        num_far = np.int32(0)
+        for j in range(x.size):
+            apart = abs(x[j] - y[j])
+            is_near = (apart <= _ATOL + _RTOL * abs(y[j])) & (apart < _INFINITY)
+            num_far += np.int32(not (is_near | (x[j] == y[j])))
+        if num_far:
+            return False
+    return True
+
+
+class Differences:
+    """How far two sides' values lie apart, added up panel by panel.
+
+    Pairs in which a value is not finite are counted and left out of the rest. Sums are float64, in an order that is the
+    same on every CPU and however the values are cut, as long as they come in the same order.
+    """
+
+    def __init__(self) -> None:
+        self._sums = np.zeros((7, LANES))
+        self._num_values = 0
+
+    def add(self, a: F32, b: F32) -> None:
+        """Add a panel of both sides, of the same shape."""
+        assert a.shape == b.shape, f"{a.shape} against {b.shape}"
+        a, b = np.ascontiguousarray(a).ravel(), np.ascontiguousarray(b).ravel()
+        _add_differences(a, b, self._sums, self._num_values % LANES)
+        self._num_values += a.size
+
+    @property
+    def squared_difference(self) -> float:
+        """The sum of (a - b)^2."""
+        return math.fsum(self._sums[0])
+
+    @property
+    def inner_product(self) -> float:
+        """The sum of a * b."""
+        return math.fsum(self._sums[1])
+
+    @property
+    def squared_norms(self) -> tuple[float, float]:
+        """The sums of a^2 and of b^2."""
+        return math.fsum(self._sums[2]), math.fsum(self._sums[3])
+
+    @property
+    def largest(self) -> float:
+        """The largest |a - b|."""
+        return float(self._sums[4].max())
+
+    @property
+    def num_values(self) -> int:
+        """Pairs that were added, finite or not."""
+        return self._num_values
+
+    @property
+    def num_unlike(self) -> int:
+        """Pairs of unlike numbers; zeros of either sign are alike."""
+        return int(self._sums[5].sum())
+
+    @property
+    def num_nonfinite(self) -> int:
+        """Pairs in which a value is NaN or infinite."""
+        return int(self._sums[6].sum())
+
+
+@kernel
+def _add_differences(a: Any, b: Any, sums: Any, first: Any) -> None:
+    """Add pairs to sums, the first to those of lane `first`. a, b: flat; sums: (7, 16) float64."""
+    x, y, found, n = a.ctypes.data, b.ctypes.data, sums.ctypes.data, a.size
+    head = min(n, -first % LANES)
+    tail = head + (n - head) // LANES * LANES
+    for j in range(head):
+        add_pair(found + 8 * (first + j), x + 4 * j, y + 4 * j)
+    for j in range(head, tail, LANES):
+        add_pairs(found, x + 4 * j, y + 4 * j)
+    for j in range(tail, n):
+        add_pair(found + 8 * (j - tail), x + 4 * j, y + 4 * j)
 
 
 def are_stored_as(values: F32, child: Term) -> bool:
@@ -51,9 +138,17 @@ def codes(data: U8, dtype: str) -> F32:
     return data.view(getattr(ml_dtypes, name, None) or np.dtype(name)).astype(np.float32)
 
 
+@kernel
+def _largest_bits(values: Any) -> Any:
+    most = np.int32(0)
+    for j in range(values.size):
+        most = max(most, magnitude_bits(values[j]))
+    return most
+
+
 def is_finite(values: F32) -> bool:
     """Whether no value is NaN or infinite."""
-    return bool(np.isfinite(values).all())
+    return bool(_largest_bits(np.ascontiguousarray(values).ravel()) < 0x7F800000)
 
 
 def add_products(products: npt.NDArray[np.float64], child: F32, parents: list[F32]) -> None:

@@ -38,23 +38,21 @@ _MAX = np.float32(448)
 
 
 @kernel
-def add_fp8(total: Any, codes: Any, scales: Any, share: Any, is_first: Any) -> None:
-    """total = or += fl(fl(share * scale) * code), elementwise, rounded after each step.
-
-    total: (rows, cols) float32, rows <= 128; codes: (rows, cols) uint8; scales: (ceil(cols / 128),) float32.
-    """
-    rows, cols = total.shape
-    for i in range(rows):
-        for k in range(scales.size):
-            factor = share * scales[k]
-            line = total[i, k * BLOCK : min(cols, k * BLOCK + BLOCK)]
-            code = codes[i, k * BLOCK : min(cols, k * BLOCK + BLOCK)]
-            if is_first:
-                for j in range(line.size):
-                    line[j] = decode_e4m3(code[j]) * factor
-            else:
-                for j in range(line.size):
-                    line[j] += decode_e4m3(code[j]) * factor
+def scale_of(most: Any, is_ue8m0: Any) -> Any:
+    """The scale of a block, and what its values are multiplied with; most: int32, the bits of its largest magnitude."""
+    amax = float_of_bits(most)
+    if most == 0:
+        return np.float32(1), np.float32(1)
+    scale = amax / _MAX
+    if scale < _SMALLEST_NORMAL:
+        return _SMALLEST_NORMAL, np.float32(1) / _SMALLEST_NORMAL
+    if not is_ue8m0:
+        return scale, _MAX / amax
+    bits = bits_of_float(scale)
+    if bits & 0x7FFFFF:
+        bits = (bits & ~0x7FFFFF) + 0x800000
+    scale = float_of_bits(np.int32(bits))
+    return scale, np.float32(1) / scale
 
 
 @kernel
@@ -78,24 +76,7 @@ def _block_scales(values: Any, is_ue8m0: Any, scales: Any, inverses: Any) -> int
                     else:
                         inner = max(inner, bits)
             most = max(most, inner)
-        amax = float_of_bits(most)
-        if most == 0:
-            scales[k] = np.float32(1)
-            inverses[k] = np.float32(1)
-            continue
-        scale = amax / _MAX
-        if scale < _SMALLEST_NORMAL:
-            scales[k] = _SMALLEST_NORMAL
-            inverses[k] = np.float32(1) / _SMALLEST_NORMAL
-        elif is_ue8m0:
-            bits = bits_of_float(scale)
-            if bits & 0x7FFFFF:
-                bits = (bits & ~0x7FFFFF) + 0x800000
-            scales[k] = float_of_bits(np.int32(bits))
-            inverses[k] = np.float32(1) / scales[k]
-        else:
-            scales[k] = scale
-            inverses[k] = _MAX / amax
+        scales[k], inverses[k] = scale_of(most, is_ue8m0)
     return nonfinite
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numba
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,6 +27,16 @@ def kernel(function: F) -> F:
         return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
     except RuntimeError:  # nowhere to keep it: a read-only installation and no home folder
         return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+
+
+def part(function: F) -> F:
+    """A part of kernels, compiled into each of them."""
+    return numba.njit(nogil=True, forceinline=True)(function)  # type: ignore[no-any-return]
+
+
+def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A piece of a kernel that is written as LLVM instructions."""
+    return _intrinsic(function)  # type: ignore[no-any-return]
 
 
 @intrinsic

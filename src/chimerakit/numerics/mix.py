@@ -5,18 +5,28 @@
 Base first, then the parents as the rule names them. FP8 terms are fl(fl(lambda * scale) * code). A unit that is only
 converted is the same sum with one term and a share of 1, so its values are the parent's own.
 
-Work goes panel by panel; a panel is a (rows, cols) piece of the weight matrix as bytes, with its blocks' scales.
+Work goes panel by panel; a panel is a (rows, cols) piece of the weight matrix as bytes, with its blocks' scales. The
+kernels of fused.py take panels of numbers; one with NaN, infinity or a result too large is made by the slower code
+at the end of this file and in fp8.py, which takes anything.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from chimerakit.dtypes import BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, STORAGE_TYPES
-from chimerakit.numerics.fp8 import F32, U8, add_fp8, decode_e8m0, encode_e8m0, encode_fp8
+from chimerakit.dtypes import BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS
+from chimerakit.numerics import fused
+from chimerakit.numerics.fp8 import F32, U8, decode_e8m0, encode_e8m0, encode_fp8
 from chimerakit.numerics.kernels import decode_bf16, encode_bf16, kernel, magnitude_bits
 
+F64 = npt.NDArray[np.float64]
+
+_KINDS = {"F32": fused.F32, "F16": fused.F16, "BF16": fused.BF16} | dict.fromkeys(FP8_BLOCKS, fused.E4M3)
+_LEAST_SQUARE = 2.0**-60
+"""A mean of squares to which those that vanish in float32, below 2^-126, add nothing that six digits would show."""
 _LANES = 256
 """Sums side by side, each over every 256th weight: in this order a loop over them is the same, and fast, on every CPU."""
 
@@ -51,24 +61,45 @@ def mix(terms: list[Term], shape: tuple[int, int]) -> F32:
 
     A term that does not cover the panel is the caller's mistake. It is refused, as compiled loops check no bounds.
     """
-    rows, cols = shape
-    assert terms, "a sum of nothing"
+    factors = _factors(terms, shape)
     total = np.empty(shape, np.float32)
-    for number, term in enumerate(terms):
-        is_first = number == 0
-        width = 1 if term.storage in FP8_BLOCKS else STORAGE_TYPES[term.storage].bits // 8
-        assert term.data.shape == (rows, cols * width), f"{term.data.shape} bytes for {shape} weights"
-        if term.storage in FP8_BLOCKS:
-            assert term.scales is not None, "FP8 without scales"
-            scales = decode_scales(term.scales, term.scale_dtype)
-            assert scales.shape == (-(-cols // BLOCK),), f"{scales.shape} scales for {cols} columns"
-            add_fp8(total, term.data, scales, term.share, is_first)
-        elif term.storage == "BF16":
-            _add_bf16(total, term.data.view(np.uint16), term.share, is_first)
-        else:
-            values = term.data.view(np.float16 if term.storage == "F16" else np.float32)
-            _add_float(total, values.astype(np.float32, copy=False), term.share, is_first)
-    return total
+    scratch = _scratch()
+    if all(fused.mix_values(*piece, scratch) for piece in _pieces(terms, factors, shape, total.view(np.uint8))):
+        return total
+    return _mix_anything(terms, factors, shape)
+
+
+def encode(values: F32, storage: str, scale_dtype: str | None, sums: F64) -> Encoded:
+    """Store a panel of values.
+
+    sums: (2,) float64, added to: squared rounding errors and squared values, of finite values.
+    """
+    rows, cols = values.shape
+    term = Term("F32", np.float32(1), np.ascontiguousarray(values).view(np.uint8))
+    data = np.empty((rows, cols * _nbytes(storage)), np.uint8)
+    return Encoded(data, *mix_into([term], (rows, cols), storage, scale_dtype, data, sums))
+
+
+def mix_into(
+    terms: list[Term], shape: tuple[int, int], storage: str, scale_dtype: str | None, out: U8, sums: F64
+) -> tuple[U8 | None, int]:
+    """`mix` and `encode` in one, with no float32 panel between them; the child's bytes go to `out`.
+
+    out: (rows, bytes of a row), contiguous, written. sums: (2,) float64, added to as `encode` does. Returns the bytes of
+    the blocks' scales, for FP8, and how many values are NaN or infinite, before or after rounding.
+    """
+    assert out.shape == (shape[0], shape[1] * _nbytes(storage)), f"{out.shape} bytes for {shape} weights"
+    assert out.flags.c_contiguous, "compiled loops go by addresses"
+    factors = _factors(terms, shape)
+    if storage not in FP8_BLOCKS:
+        if _mix_plain(terms, factors, shape, storage, out, sums):
+            return None, 0
+        return None, _encode_plain(_mix_anything(terms, factors, shape), storage, out, sums)
+    scales = np.empty(-(-shape[1] // BLOCK), np.float32)
+    is_ue8m0, nonfinite = storage == FP8_BLOCK_UE8M0, 0
+    if not _mix_blocks(terms, factors, shape, out, scales, sums, is_ue8m0=is_ue8m0):
+        nonfinite = encode_fp8(_mix_anything(terms, factors, shape), out, scales, sums, is_ue8m0=is_ue8m0)
+    return encode_e8m0(scales) if scale_dtype == "F8_E8M0" else scales.view(np.uint8), nonfinite
 
 
 def decode_scales(data: U8, dtype: str | None) -> F32:
@@ -77,56 +108,133 @@ def decode_scales(data: U8, dtype: str | None) -> F32:
     return decode_e8m0(data) if dtype == "F8_E8M0" else data.view(np.float32)
 
 
-def encode(values: F32, storage: str, scale_dtype: str | None, sums: npt.NDArray[np.float64]) -> Encoded:
-    """Store a panel of values.
-
-    sums: (2,) float64, added to: squared rounding errors and squared values, of finite values.
-    """
-    rows, cols = values.shape
-    if storage in FP8_BLOCKS:
-        codes = np.empty((rows, cols), np.uint8)
-        scales = np.empty(-(-cols // BLOCK), np.float32)
-        nonfinite = encode_fp8(values, codes, scales, sums, is_ue8m0=storage == FP8_BLOCK_UE8M0)
-        return Encoded(codes, encode_e8m0(scales) if scale_dtype == "F8_E8M0" else scales.view(np.uint8), nonfinite)
-    if storage == "BF16":
-        halves = np.empty((rows, cols), np.uint16)
-        nonfinite = int(_store_bf16(values, halves, sums))
-        return Encoded(halves.view(np.uint8), None, nonfinite)
-    if storage == "F16":
-        with np.errstate(over="ignore"):
-            short = values.astype(np.float16)
-        nonfinite = int(_rounding(values, short.astype(np.float32), sums))
-        return Encoded(short.view(np.uint8), None, nonfinite)
-    return Encoded(values.view(np.uint8), None, int(_rounding(values, values, sums)))
-
-
 def relative_rms(sums: npt.NDArray[np.float64]) -> float:
     """The RMS rounding error relative to the values' RMS, to six digits."""
     return float(f"{np.sqrt(sums[0] / sums[1]):.6g}") if sums[1] > 0 else 0.0
 
 
-@kernel
-def _add_bf16(total: Any, halves: Any, share: Any, is_first: Any) -> None:
-    for i in range(total.shape[0]):
-        line, half = total[i], halves[i]
-        if is_first:
-            for j in range(line.size):
-                line[j] = decode_bf16(half[j]) * share
-        else:
-            for j in range(line.size):
-                line[j] += decode_bf16(half[j]) * share
+def _nbytes(storage: str) -> int:
+    """Bytes of one weight."""
+    return fused.NBYTES[_KINDS[storage]]
 
 
-@kernel
-def _add_float(total: Any, values: Any, share: Any, is_first: Any) -> None:
-    for i in range(total.shape[0]):
-        line, value = total[i], values[i]
-        if is_first:
-            for j in range(line.size):
-                line[j] = value[j] * share
-        else:
-            for j in range(line.size):
-                line[j] += value[j] * share
+def _factors(terms: list[Term], shape: tuple[int, int]) -> F32:
+    """What stored numbers are multiplied with, term by term: one factor for each 128 columns. (terms, blocks)
+
+    Refuses terms that do not cover the panel.
+    """
+    assert terms, "a sum of nothing"
+    rows, cols = shape
+    factors = np.empty((len(terms), -(-cols // BLOCK)), np.float32)
+    for term, factor in zip(terms, factors, strict=True):
+        assert term.data.shape == (rows, cols * _nbytes(term.storage)), f"{term.data.shape} bytes for {shape} weights"
+        assert term.data.flags.c_contiguous, "compiled loops go by addresses"
+        factor[:] = term.share
+        if term.storage in FP8_BLOCKS:
+            assert term.scales is not None, "FP8 without scales"
+            scales = decode_scales(term.scales, term.scale_dtype)
+            assert scales.shape == factor.shape, f"{scales.shape} scales for {cols} columns"
+            with np.errstate(all="ignore"):
+                factor *= scales
+    return factors
+
+
+# ------------------------------------------------------------------------------------ panels of numbers
+
+
+class _Piece(NamedTuple):
+    """Whole blocks of columns, as the kernels take them."""
+
+    kinds: npt.NDArray[np.int64]
+    sources: npt.NDArray[np.int64]
+    """Addresses."""
+    factors: F32
+    """(terms, blocks)."""
+    rows: int
+    cols: int
+    pitch: int
+    """Weights from one row to the next."""
+    out: int
+    """An address."""
+
+
+def _scratch() -> U8:
+    return np.empty(fused.SCRATCH, np.uint8)
+
+
+def _pieces(terms: list[Term], factors: F32, shape: tuple[int, int], out: U8) -> Iterator[_Piece]:
+    """The whole blocks of a panel where they are, then the ragged ones at the edge, padded with zeros."""
+    rows, cols = shape
+    kinds = np.array([_KINDS[term.storage] for term in terms])
+    whole = cols - cols % BLOCK
+    if whole:
+        sources = np.array([term.data.ctypes.data for term in terms])
+        yield _Piece(kinds, sources, factors, rows, whole, cols, out.ctypes.data)
+    if whole < cols:
+        padded = [_padded(term.data, whole, cols) for term in terms]
+        target = _padded(out, whole, cols)
+        sources = np.array([data.ctypes.data for data in padded])
+        yield _Piece(kinds, sources, factors[:, -1:].copy(), rows, BLOCK, BLOCK, target.ctypes.data)
+        width = out.shape[1] // cols
+        out[:, whole * width :] = target[:, : (cols - whole) * width]
+
+
+def _padded(data: U8, whole: int, cols: int) -> U8:
+    """The columns from `whole` on in a block of their own."""
+    width = data.shape[1] // cols
+    found = np.zeros((len(data), BLOCK * width), np.uint8)
+    found[:, : (cols - whole) * width] = data[:, whole * width :]
+    return found
+
+
+def _mix_blocks(
+    terms: list[Term], factors: F32, shape: tuple[int, int], out: U8, scales: F32, sums: F64, *, is_ue8m0: bool
+) -> bool:
+    """False, with sums as they were, if something is not finite."""
+    scratch, added, start = _scratch(), sums.copy(), 0
+    for piece in _pieces(terms, factors, shape, out):
+        if not fused.mix_blocks(*piece, scratch, scales[start:], added, is_ue8m0):
+            return False
+        start = piece.cols // BLOCK
+    sums[:] = added
+    return True
+
+
+def _mix_plain(terms: list[Term], factors: F32, shape: tuple[int, int], storage: str, out: U8, sums: F64) -> bool:
+    """False, with sums as they were, if something is not finite, or squares are too small to be summed in float32."""
+    scratch, added = _scratch(), np.zeros(2)
+    for piece in _pieces(terms, factors, shape, out):
+        if not fused.mix_plain(*piece, scratch, _KINDS[storage], added):
+            return False
+    if not (math.isfinite(added.sum()) and added[1] > _LEAST_SQUARE * shape[0] * shape[1]):
+        return False
+    sums += added
+    return True
+
+
+# --------------------------------------------------------------------------------------------- anything
+
+
+def _mix_anything(terms: list[Term], factors: F32, shape: tuple[int, int]) -> F32:
+    """The sum as its rule says it, in numpy."""
+    from ml_dtypes import bfloat16, float8_e4m3fn
+
+    dtypes = {"F32": np.float32, "F16": np.float16, "BF16": bfloat16} | dict.fromkeys(FP8_BLOCKS, float8_e4m3fn)
+    total = np.empty(shape, np.float32)
+    with np.errstate(all="ignore"):
+        for number, (term, factor) in enumerate(zip(terms, factors, strict=True)):
+            values = term.data.view(dtypes[term.storage]).astype(np.float32) * factor.repeat(BLOCK)[: shape[1]]
+            total = values if number == 0 else total + values
+    return total
+
+
+def _encode_plain(values: F32, storage: str, out: U8, sums: F64) -> int:
+    if storage == "BF16":
+        return int(_store_bf16(values, out.view(np.uint16), sums))
+    stored = out.view(np.float16 if storage == "F16" else np.float32)
+    with np.errstate(over="ignore"):
+        stored[:] = values
+    return int(_rounding(values, stored.astype(np.float32), sums))
 
 
 @kernel
