@@ -336,7 +336,9 @@ def test_mistakes_elsewhere(text: str, said: list[str]) -> None:
         (HEAD + "rules: " + "[" * 50_000, ["is not a valid recipe text", "recursion"]),
         (HEAD + "rules: " + "{a: " * 5_000, ["is not a valid recipe text", "recursion"]),
         (HEAD + "\x00", ["is not a valid recipe text", "special characters are not allowed"]),
-        (HEAD + "rules: " + "9" * 5000, ["is not a valid recipe text", "4300 digits"]),
+        (HEAD + "rules: " + "9" * 5000, ["line 3: is not a valid recipe text", "a number of 5000 digits"]),
+        (HEAD + "rules: 0x" + "f" * 5000, ["line 3: is not a valid recipe text", "a number of 5002 digits"]),
+        (HEAD + 'rules: "\\ud83d\\ude00"', ["line 3: is not a valid recipe text", "half of a surrogate pair"]),
         (HEAD + "#" * (1 << 20), ["is too long for a recipe", "characters"]),
     ],
 )

@@ -12,7 +12,7 @@ import msgspec
 from chimerakit._version import __version__
 from chimerakit.errors import ManifestError
 from chimerakit.numerics import VERSION as NUMERICS
-from chimerakit.recipe import recipe_to_data
+from chimerakit.recipe import MAX_TEXT, recipe_to_data
 from chimerakit.records import (
     Made,
     MadeRow,
@@ -28,10 +28,19 @@ from chimerakit.stores.digest import digest_of
 from chimerakit.stores.local import read_file
 
 MANIFEST = "chimerakit.json"
+_MAX_RECIPE = 4 * MAX_TEXT
+"""Bytes; as JSON a recipe is longer than as YAML."""
 WORKSPACE = ".chimerakit"
 """The folder in a child that is only there while the child grows."""
 FORMAT = 1
-_MAX_NBYTES = 1 << 30
+_MAX_NBYTES = 256 << 20
+"""A model of a million tensors comes near."""
+
+
+class _Intent(msgspec.Struct):
+    """The recipe in a manifest, before it is read."""
+
+    recipe: msgspec.Raw
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -47,8 +56,14 @@ def read_manifest(path: Path) -> Manifest:
             if unfinished
             else "compare with its parents: verify --table --parent ...",
         )
+    if (nbytes := file.stat().st_size) > _MAX_NBYTES:
+        raise ManifestError("the manifest is too large", where=file, expected=f"at most {_MAX_NBYTES}", found=nbytes)
     try:
-        found = msgspec.json.decode(read_file(file, _MAX_NBYTES), type=Manifest)
+        text = read_file(file, _MAX_NBYTES).decode("utf-8")  # msgspec passes over unknown keys without looking at them
+        # The only part of any shape: lists of nothing would fill memory with twenty times their text.
+        if len(msgspec.json.decode(text, type=_Intent).recipe) > _MAX_RECIPE:
+            raise ManifestError("its recipe is too long", where=file, expected=f"at most {_MAX_RECIPE} bytes")
+        found = msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ManifestError(f"the manifest can't be read: {e}", where=file) from e
     if found.format != FORMAT or found.numerics != NUMERICS:

@@ -31,6 +31,7 @@ from chimerakit.records import Recipe
 from chimerakit.stores.local import read_file
 
 __all__ = [
+    "MAX_TEXT",
     "SUM_TOLERANCE",
     "check_shares",
     "load_recipe",

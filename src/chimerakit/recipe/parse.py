@@ -14,6 +14,13 @@ _RULE_KEYS = ("take", "mix", "normalize", "delta", *_SELECTORS)
 _TOP_KEYS = ("parents", "base", "rules", "output")
 OUTPUT_KEYS = ("dtype", "shards", "tokenizer", "chat_template")
 _MAX_SHARE = 1_000_000
+# Far beyond any recipe; without them a small text could keep a plan of 100,000 tensors busy for hours.
+_MAX_PARENTS = 64
+_MAX_RULES = 256
+_MAX_ITEMS = 1000
+_MAX_GLOBS = 1000
+_MAX_GLOB = 1000
+"""Characters."""
 _DTYPES = get_args(Output.__annotations__["dtype"])
 _SHARDS = get_args(Output.__annotations__["shards"])
 
@@ -27,21 +34,25 @@ def recipe_from_data(data: Any, where: object = "recipe") -> Recipe:
     rules = [] if top.get("rules") is None else top["rules"]
     if not isinstance(rules, list):
         raise RecipeError("rules must be a list", where=where, expected="- take: ...", found=_short(rules))
-    return Recipe(
+    _at_most(_MAX_RULES, "rules", len(rules), where)
+    recipe = Recipe(
         parents=parents,
         base=base,
         rules=tuple(_rule(r, parents, base, f"{where}: rule {i}") for i, r in enumerate(rules, 1)),
         output=_output(top.get("output"), parents, f"{where}: output"),
     )
+    _at_most(_MAX_GLOBS, "patterns in all rules", sum(len(rule.tensors or ()) for rule in recipe.rules), where)
+    return recipe
 
 
 def _parents(data: Any, where: object) -> dict[str, str | None]:
     found = _mapping(data, f"{where}: parents", "{NAME: PATH, ...}")
     if not found:
         raise RecipeError("names no parents", where=where, expected="parents: {NAME: PATH, ...}")
+    _at_most(_MAX_PARENTS, "parents", len(found), where)
     for name, path in found.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
-            raise RecipeError("a parent's name is a short word", where=f"{where}: parents", found=repr(name))
+            raise RecipeError("a parent's name is a short word", where=f"{where}: parents", found=_short(name))
         if path is not None and not isinstance(path, str):
             raise RecipeError(f"the path of {name!r} must be text", where=f"{where}: parents", found=_short(path))
     return found
@@ -89,7 +100,9 @@ def _share(value: Any, where: str) -> float | Gradient:
     if isinstance(value, Mapping):
         _known_keys(value, ("from", "to"), where)
         if set(value) != {"from", "to"}:
-            raise RecipeError("a gradient needs both ends", where=where, expected="{from: 0.2, to: 0.8}", found=value)
+            raise RecipeError(
+                "a gradient needs both ends", where=where, expected="{from: 0.2, to: 0.8}", found=_short(value)
+            )
         return Gradient(_number(value["from"], where), _number(value["to"], where))
     return _number(value, where)
 
@@ -123,6 +136,7 @@ def _spans(value: Any, where: str) -> tuple[Span, ...] | None:
     items = value if isinstance(value, list) else [value]
     if not items:
         raise RecipeError("is empty", where=where, expected='such as 3-30, "last 4", [3, 8-10]')
+    _at_most(_MAX_ITEMS, "ranges", len(items), where)
     return tuple(_span(item, where) for item in items)
 
 
@@ -136,7 +150,7 @@ def _span(item: Any, where: str) -> Span:
         raise RecipeError("runs backwards", where=where, expected=f"{last}-{first}", found=text)
     if (match := re.fullmatch(r"last ([0-9]{1,6})", text)) and int(match[1]) > 0:
         return Span(-int(match[1]), -1)
-    colon = re.fullmatch(r"([0-9]+):([0-9]+)", text)
+    colon = re.fullmatch(r"([0-9]{1,6}):([0-9]{1,6})", text)
     raise RecipeError(
         "is no range of numbers",
         where=where,
@@ -152,6 +166,7 @@ def _globs(value: Any, where: str) -> tuple[str, ...] | None:
     items = value if isinstance(value, list) else [value]
     if not items or not all(isinstance(i, str) and i for i in items):
         raise RecipeError("must be one pattern or a list of them", where=where, found=_short(value))
+    _at_most(_MAX_GLOB, "characters in a pattern", max(map(len, items)), where)
     return tuple(items)
 
 
@@ -185,8 +200,13 @@ def _mapping(data: Any, where: object, expected: str) -> dict[str, Any]:
         raise RecipeError("is not what belongs here", where=where, expected=expected, found=_short(data))
     for key in data:
         if not isinstance(key, str):
-            raise RecipeError("a key must be a word", where=where, found=repr(key), do="put it in quotes")
+            raise RecipeError("a key must be a word", where=where, found=_short(key), do="put it in quotes")
     return data
+
+
+def _at_most(limit: int, what: str, count: int, where: object) -> None:
+    if count > limit:
+        raise RecipeError(f"has too many {what}", where=where, expected=f"at most {limit}", found=count)
 
 
 def _known_keys(data: Mapping[str, Any], known: Sequence[str], where: object) -> None:
@@ -208,7 +228,7 @@ def check_parent(value: Any, parents: Mapping[str, Any], where: str) -> str:
 
 
 def _unknown(what: str, value: Any, known: Sequence[str], where: object) -> NoReturn:
-    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(_short(value).strip("'"), known, n=1, cutoff=0.5)
     raise RecipeError(
         f"no {what} is given" if value is None else f"unknown {what} {_short(value)}",
         where=where,
