@@ -1,10 +1,8 @@
 """The child on disk: what is refused, what survives a kill, what is written again, what the manifest says."""
 
-import errno
 import fcntl
 import json
 import os
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +18,9 @@ from chimerakit.merge import merge_parents
 from chimerakit.plan import make_jobs
 from chimerakit.records import Job, Plan
 from tests import synthetic
-from tests.effort import examples
-from tests.merging import MIX, MIX_ALL, R1T, contents, interrupt, plan_of, receipts, run_python, stored
+from tests.merging import MIX, MIX_ALL, R1T, contents, interrupt, plan_of, stored
 
 SEGMENT = 30_000
-KILLS = examples(quick=7, ci=7, prove=100)
 Pair = dict[str, Path]
 
 
@@ -127,90 +123,6 @@ def test_files_are_renamed_when_their_jobs_are_done(plan: Plan, tmp_path: Path) 
 
 
 # -------------------------------------------------------------------------------------------- resuming
-
-KILLER = """
-import json, os, random, signal, sys
-from pathlib import Path
-import chimerakit.child
-from chimerakit.events import Advanced, FileDone
-from chimerakit.merge import merge_parents
-from tests.merging import MIX, plan_of
-from tests.test_child import SEGMENT
-
-v3, r1, output = map(Path, sys.argv[1:4])
-plan = plan_of({"v3": v3, "r1": r1}, MIX, segment_nbytes=SEGMENT)
-write_file = chimerakit.child.write_file
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def merge_and_die(moment, child):
-    seen, files = 0, 0
-    def listener(event):
-        nonlocal seen, files
-        seen += event.amount if isinstance(event, Advanced) else 0
-        files += isinstance(event, FileDone)
-        if isinstance(moment, int) and seen >= moment or moment == "last file" and files == len(plan.shards):
-            die()
-    def write(path, data):
-        if moment == f"before {path.name}":
-            die()
-        write_file(path, data)
-        if moment == f"after {path.name}":
-            die()
-    chimerakit.child.write_file = write
-    merge_parents(plan, child, threads=2, listener=listener)
-
-merge_parents(plan, output / "whole", threads=1)
-for number, moment in enumerate(json.loads(sys.argv[4])):
-    pid = os.fork()
-    if pid == 0:
-        merge_and_die(moment, output / str(number))
-        os._exit(1)
-    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL, moment
-"""
-
-
-@pytest.mark.parametrize("shuffle", [None, pytest.param(8, marks=pytest.mark.slow, id="scales in other shards")])
-def test_a_killed_merge_goes_on_to_the_same_bytes(
-    shuffle: int | None, parents: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SIGKILL anywhere, then a second call: equal to an uninterrupted child, only jobs without receipts written again."""
-    base = parents["v3"] if shuffle is None else synthetic.make(tmp_path / "v3", 1, "fp8", shards=4, shuffle=shuffle)
-    parents = {"v3": base, "r1": parents["r1"]}
-    plan = plan_of(parents, MIX, segment_nbytes=SEGMENT)
-    total = nbytes_of(plan)
-    drawn = random.Random(2)
-    moments = [
-        *(drawn.randrange(1, total) for _ in range(KILLS)),
-        *("last file", "before chimerakit.json", "after chimerakit.json", "before plan.json", "after plan.json"),
-    ]
-    killed = run_python(KILLER, *parents.values(), tmp_path, json.dumps(moments))
-    assert killed.returncode == 0, killed.stderr
-    assert any(list((tmp_path / str(n)).glob("*.safetensors.part")) for n in range(KILLS))
-    assert any(receipts(tmp_path / str(n)) for n in range(KILLS))
-    whole = contents(tmp_path / "whole")
-
-    written: list[int] = []
-    pwrite = os.pwrite
-
-    def counting(fd: int, data: memoryview, offset: int) -> int:
-        done = pwrite(fd, data, offset)
-        if Path(f"/proc/self/fd/{fd}").readlink().name.endswith(".safetensors.part"):
-            written.append(done)
-        return done
-
-    monkeypatch.setattr(os, "pwrite", counting)
-    for number, moment in enumerate(moments):
-        child = tmp_path / str(number)
-        written.clear()
-        assert (child / "chimerakit.json").exists() == (moment == "after chimerakit.json")
-        done = receipts(child)
-        merged = merge_parents(plan, child, threads=2)
-        left = sum(job.nbytes for job in jobs_of(plan) if job.id not in done)
-        assert merged.nbytes_written == sum(written) == left, moment
-        assert (merged.jobs_run, merged.jobs_reused) == (len(plan.segments) - len(done), len(done)), moment
-        assert contents(child) == whole, moment
 
 
 def test_a_kill_while_the_workspace_is_removed_leaves_a_finished_child(
@@ -331,31 +243,6 @@ def test_a_damaged_job_behind_a_manifest_takes_the_manifest_away(plan: Plan, tmp
     merge_parents(plan, child, listener=lambda e: look(e) if isinstance(e, FileDone) else None)
     assert seen
     assert not any(seen)
-
-
-def test_a_full_disk_is_told_and_gone_on_from(
-    plan: Plan, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ENOSPC in the middle names the file and says what to do; with space again the second call finishes."""
-    left, pwrite = nbytes_of(plan) // 2, os.pwrite
-
-    def filling(fd: int, data: memoryview, offset: int) -> int:
-        nonlocal left
-        if len(data) > left:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        left -= len(data)
-        return pwrite(fd, data, offset)
-
-    child = tmp_path / "child"
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", filling)
-        with pytest.raises(OutputError, match=r"\.part: no space left\n  to do:    free some space and run the same"):
-            merge_parents(plan, child, threads=1)
-    assert not (child / "chimerakit.json").exists()
-    done = receipts(child)
-    assert 0 < len(done) < len(plan.segments)
-    assert merge_parents(plan, child).jobs_reused == len(done)
-    assert contents(child) == whole
 
 
 # -------------------------------------------------------------------------------------------- refusals
