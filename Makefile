@@ -1,11 +1,12 @@
-# Two commands for users: `make demo` and `make test`. Both set up .venv by themselves; a second call is quick.
+# Commands for users: `make demo`, `make test` and `make bench`. Each sets up .venv by itself; a second call is quick.
 # PYTHON and TORCH may be chosen: `make test PYTHON=python3.12 TORCH=torch==2.13.0`.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 READY  := .venv/.ready
+PEER   := build/mergekit/.ready
 
-.PHONY: demo test check prove docs clean
+.PHONY: demo test check prove bench docs clean
 
 demo: $(READY)
 	$(BIN)/chimerakit demo
@@ -23,6 +24,10 @@ check: $(READY)
 prove: $(READY)
 	EFFORT=prove $(BIN)/pytest --durations=15
 
+# Ratios measured on this machine, in at most 45 minutes (QUICK=1: ten); the table goes to benchmarks/results.
+bench: $(READY) $(PEER)
+	$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(ARGS)
+
 docs: $(READY)
 	$(BIN)/python -m chimerakit.cli.reference > docs/cli.md
 
@@ -34,5 +39,14 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[eval,dev]"
 	@touch $@
 
+# What `make bench` is measured against, in an environment of its own.
+$(PEER):
+	$(PYTHON) -m venv build/mergekit
+	build/mergekit/bin/python -m pip install --quiet --upgrade pip
+	build/mergekit/bin/python -m pip install --quiet "$(TORCH)"
+	echo "$(TORCH)" > build/mergekit/constraints.txt
+	build/mergekit/bin/python -m pip install --quiet --constraint build/mergekit/constraints.txt mergekit==0.1.5
+	@touch $@
+
 clean:
-	rm -rf .venv demo-out
+	rm -rf .venv build demo-out

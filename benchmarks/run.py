@@ -1,0 +1,354 @@
+"""`make bench`: one table of ratios, measured in turn in one run on this machine. What each row means: README.md here.
+
+A section is a function that yields rows; to add a row, write one (most are ten lines) and put it into SECTIONS.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.report import Row, at_least, at_most, machine, markdown, say_row, write_results
+from benchmarks.timing import (
+    Command,
+    FailedError,
+    Figure,
+    Pairs,
+    Sample,
+    alternate,
+    cpu,
+    middle,
+    peak,
+    ratio,
+    repeat,
+    run,
+    wall,
+)
+
+ROOT = Path(__file__).parent.parent
+PEER = ROOT / "build" / "mergekit" / "bin" / "python"
+SHM = Path("/dev/shm")
+R1T = ROOT / "recipes" / "deepseek-r1t.yaml"
+RULES = {1.0: ("--take", "r1:routed_experts"), 0.75: ("--mix", "r1:routed_experts=0.75")}
+KERNEL_TARGETS = {"BF16 mix": 0.95, "FP8 mix": 0.3}
+"""Least ratios to the memory stream."""
+WRONG, FAILED = "NOT RIGHT", "FAILED"
+
+
+class Bench(NamedTuple):
+    """What a section is given."""
+
+    work: Path
+    """A folder on the disk that is measured."""
+    pairs: int
+    """Runs in turn that count."""
+    peer_pairs: int
+    """The same where the other takes a minute."""
+    scale: float
+    """1 but for trying out: parents shrink with its square."""
+    is_quick: bool
+
+    @property
+    def log(self) -> Path:
+        return self.work / "log"
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether only the harness is tried, and figures mean nothing."""
+        return self.scale < 0.5
+
+    def check(self, child: Path, parents: Path, share: float) -> str:
+        """What is right and wrong with a child of ours."""
+        is_right, said = self.look_at(child, parents, share)
+        return said if is_right else f"{WRONG}: {said}"
+
+    def look_at(self, child: Path, parents: Path, share: float) -> tuple[bool, str]:
+        """Whether anybody's child is right, and in words."""
+        words = ("benchmarks.check", child, parents / "v3", parents / "r1", share)
+        try:
+            return True, run(Command([sys.executable, "-m", *map(str, words)]), self.log).log.strip()
+        except FailedError:
+            return False, self.log.read_text().strip()
+
+
+def chimerakit(*words: object) -> list[str]:
+    return [str(Path(sys.executable).parent / "chimerakit"), *map(str, words)]
+
+
+def parents_of(folder: Path) -> list[str]:
+    return [f"--parent=v3={folder / 'v3'}", f"--parent=r1={folder / 'r1'}"]
+
+
+def merge(folder: Path, share: float, child: Path) -> Command:
+    """Our merge of two parents' routed experts."""
+    argv = chimerakit("merge", "-o", child, "--base=v3", *RULES[share], *parents_of(folder), "--quiet")
+    return Command(argv, output=child, reads=(folder / "v3", folder / "r1"))
+
+
+def copy(folder: Path, target: Path) -> Command:
+    """cp of one parent, and a sync: the least that anybody could do to have a child on the disk."""
+    script = 'cp -r --reflink=never "$0" "$1" && sync -f "$1"'
+    return Command(["sh", "-c", script, folder / "v3", target], output=target, reads=(folder / "v3",))
+
+
+@contextmanager
+def dense(bench: Bench, kind: str) -> Iterator[Path]:
+    """Dense parents on the disk, gone afterwards."""
+    folder = bench.work / kind
+    run(Command([sys.executable, "-m", "benchmarks.parents", folder, kind, "--scale", str(bench.scale)]), bench.log)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+# ------------------------------------------------------------------------------------ on the disk
+
+
+def copy_merge(bench: Bench) -> Iterator[Row]:
+    """The R1T recipe on BF16 parents against cp + sync, and its proof against an allclose loop."""
+    with dense(bench, "bf16") as parents:
+        child, copied = bench.work / "child", bench.work / "copied"
+        pairs = alternate(merge(parents, 1.0, child), copy(parents, copied), bench.pairs, bench.log)
+        shutil.rmtree(copied)
+        said = bench.check(child, parents, 1.0)
+        name = "copy-merge, disk"
+        yield Row(f"{name}: wall / (cp + sync)", ratio(pairs, wall), "x", at_most(0.65), f"{medians(pairs)}; {said}")
+        yield Row(f"{name}: CPU / CPU", ratio(pairs, cpu), "x", at_most(0.7))
+        yield Row(f"{name}: peak memory", middle([ours for ours, _ in pairs], peak), "MB", at_most(130))
+        yield from proof(bench, parents, child)
+
+
+def proof(bench: Bench, parents: Path, child: Path) -> Iterator[Row]:
+    """verify --parent of the child against the loop that people wrote."""
+    reads = (child, parents / "v3", parents / "r1")
+    ours = Command(chimerakit("verify", child, *parents_of(parents), "--quiet"), reads=reads)
+    loop = Command([sys.executable, "-m", "benchmarks.allclose", child, parents / "v3", parents / "r1"], reads=reads)
+    pairs = alternate(ours, loop, bench.peer_pairs, bench.log, warm_up=not bench.is_quick)
+    said = f"{medians(pairs)}; both: nothing wrong (the loop: {pairs[-1][1].log.strip()})"
+    yield Row("allclose loop / verify --parent, warm: wall", ratio(pairs, wall, inverse=True), "x", at_least(10), said)
+    yield Row("verify --parent: peak memory", middle([one for one, _ in pairs], peak), "MB")
+    shutil.rmtree(child)
+
+
+def fp8_mix(bench: Bench) -> Iterator[Row]:
+    """Routed experts mixed at 0.75, FP8 to FP8, against cp + sync."""
+    with dense(bench, "fp8") as parents:
+        child, copied = bench.work / "child", bench.work / "copied"
+        pairs = alternate(merge(parents, 0.75, child), copy(parents, copied), bench.pairs, bench.log)
+        shutil.rmtree(copied)
+        said = bench.check(child, parents, 0.75)
+        shutil.rmtree(child)
+    name = "FP8 0.75 mix, disk"
+    yield Row(f"{name}: wall / (cp + sync)", ratio(pairs, wall), "x", at_most(0.6), f"{medians(pairs)}; {said}")
+    yield Row(f"{name}: CPU / CPU", ratio(pairs, cpu))
+    yield Row(f"{name}: peak memory", middle([ours for ours, _ in pairs], peak), "MB", at_most(450))
+
+
+# ----------------------------------------------------------------------- in memory, against mergekit
+
+
+def against_mergekit(bench: Bench) -> Iterator[Row]:
+    """The same two merges on tmpfs, by mergekit 0.1.5 with raw names; and what it does without."""
+    if not PEER.exists():
+        yield Row("against mergekit", None, note=f"not run: {PEER.relative_to(ROOT)} is missing; `make bench` makes it")
+        return
+    needed = 16e9 * bench.scale**2
+    if not SHM.is_dir() or shutil.disk_usage(SHM).free < needed or available_memory() < needed:
+        yield Row("against mergekit", None, note=f"not run: needs {needed / 1e9:.0f} GB of free memory as {SHM}")
+        return
+    with tempfile.TemporaryDirectory(prefix="chimerakit-bench-", dir=SHM) as name:
+        fast = bench._replace(work=Path(name))
+        with dense(fast, "bf16") as parents:
+            yield from _against(fast, parents, 1.0, "copy-merge", wall_target=15, memory_target=20)
+            yield from _against(fast, parents, 0.75, "0.75 mix", wall_target=6)
+            plain, _ = mergekit(parents, 1.0, fast.work / "theirs")
+            sample = run(plain, fast.log)
+            _, said = fast.look_at(fast.work / "theirs", parents, 1.0)
+            yield Row("mergekit 0.1.5 without the work-around", None, note=f"{sample.wall:.0f} s, exit code 0; {said}")
+
+
+def _against(
+    bench: Bench, parents: Path, share: float, name: str, *, wall_target: float, memory_target: float | None = None
+) -> Iterator[Row]:
+    ours = bench.work / "ours"
+    _, theirs = mergekit(parents, share, bench.work / "theirs")
+    mine = merge(parents, share, ours)
+    pairs: list[tuple[Sample, Sample]] = []
+    notes: list[str] = []
+    for number in range(bench.peer_pairs + (not bench.is_quick)):  # not alternate(): two children would not fit
+        sample = run(mine, bench.log)
+        if number == 0:
+            notes.append(bench.check(ours, parents, share))
+        shutil.rmtree(ours)
+        pairs.append((sample, run(theirs, bench.log)))
+        if number == 0:
+            notes.append("mergekit: " + bench.look_at(bench.work / "theirs", parents, share)[1])
+        shutil.rmtree(bench.work / "theirs")
+    pairs = pairs[not bench.is_quick :]
+    speed, memory = ratio(pairs, wall, inverse=True), ratio(pairs, peak, inverse=True)
+    note = f"{medians(pairs)}; {'; '.join(notes)}"
+    yield Row(f"mergekit / {name}, tmpfs: wall", speed, "x", at_least(wall_target), note)
+    target = None if memory_target is None else at_least(memory_target)
+    note = " against ".join(f"{middle([p[i] for p in pairs], peak).value:.0f} MB" for i in (0, 1))
+    yield Row(f"mergekit / {name}, tmpfs: peak memory", memory, "x", target, note)
+
+
+def mergekit(folder: Path, share: float, output: Path) -> tuple[Command, Command]:
+    """mergekit's merge of two parents' routed experts, as it comes and with raw names."""
+    models = [
+        {"model": str(folder / parent), "parameters": {"weight": [{"filter": ".mlp.experts.", "value": own}, rest]}}
+        for parent, own, rest in (("v3", 1 - share, {"value": 1.0}), ("r1", share, {"value": 0.0}))
+    ]
+    config = folder / f"mergekit-{share}.yaml"
+    content = {"merge_method": "linear", "dtype": "bfloat16", "parameters": {"normalize": False}, "models": models}
+    config.write_text(json.dumps(content))  # JSON is YAML
+    words = (config, output, "--no-copy-tokenizer", "--quiet")
+    reads, env = (folder / "v3", folder / "r1"), {"HF_HUB_OFFLINE": "1"}
+    # -P: or a kernels.py beside the script would hide a package of that name from it
+    plain = Command([PEER, "-P", ROOT / "benchmarks" / "peer.py", *words], output, reads, env)
+    return plain, plain._replace(argv=[*plain.argv, "--raw-names"])
+
+
+# --------------------------------------------------------------------------------------- other rows
+
+
+def kernels(bench: Bench) -> Iterator[Row]:
+    """The rows of kernels.py, in a process of their own."""
+    script = (
+        "import json, benchmarks.kernels as k\n"
+        f"rows = k.measure(quick={bench.is_quick})\n"
+        "print(json.dumps([[r.what, r.figure, r.unit, r.ratio, r.against] for r in rows]))"
+    )
+    command = Command([sys.executable, "-c", script])
+    for what, figure, unit, share, against in json.loads(run(command, bench.log).log.splitlines()[-1]):
+        if what == against or share is None:
+            yield Row(f"kernel: {what}", one(figure), unit)
+        else:
+            target = next((at_least(limit) for said, limit in KERNEL_TARGETS.items() if said in what), None)
+            yield Row(f"kernel: {what} / {against}", one(share), "x", target, f"{figure:.2f} {unit}")
+
+
+def full_size(bench: Bench) -> Iterator[Row]:
+    """Plan, copy-merge and proof of DeepSeek-V3's true size, weights as holes."""
+    folder, child = bench.work / "full", bench.work / "child"
+    size, few = "full-size", []
+    if bench.is_trial:
+        size, few = "NOT full-size", ["--layers", "5", "--experts", "4"]
+    run(Command([sys.executable, ROOT / "examples" / "full-size" / "make.py", folder, *few]), bench.log)
+    try:
+        said = parents_of(folder)
+        plans = repeat(Command(chimerakit("plan", R1T, *said, "-o", child)), bench.pairs, bench.log)
+        yield Row(f"plan of both {size} parents, a cold process: wall", middle(plans, wall), "s", at_most(1.5))
+        yield Row(f"plan of both {size} parents: peak memory", middle(plans, peak), "MB", at_most(250))
+        if not has_holes(next((folder / "v3").glob("*.safetensors"))):
+            yield Row(f"{size} copy-merge", None, note="not run: this file system does not tell of holes")
+            return
+        merged = run(Command(chimerakit("merge", R1T, *said, "-o", child, "--quiet"), output=child), bench.log)
+        sizes = [file.stat() for file in child.rglob("*")]
+        note = (
+            f"peak memory {merged.peak:.0f} MB; child of {sum(s.st_size for s in sizes) / 1e9:.1f} GB takes "
+            f"{sum(512 * s.st_blocks for s in sizes) / 1e6:.0f} MB of disk"
+        )
+        yield Row(f"{size} copy-merge, weights as holes: wall", one(merged.wall), "s", None, note)
+        for name, words in (("verify", ()), ("verify --parent", said)):
+            proven = run(Command(chimerakit("verify", child, *words, "--quiet")), bench.log)
+            note = f"peak memory {proven.peak:.0f} MB"
+            yield Row(f"{size} {name}, weights as holes: wall", one(proven.wall), "s", None, note)
+    finally:
+        shutil.rmtree(folder)
+        shutil.rmtree(child, ignore_errors=True)
+
+
+def start_up(bench: Bench) -> Iterator[Row]:
+    """How long a command takes that does nothing."""
+    samples = repeat(Command(chimerakit("--help")), 4 * bench.pairs, bench.log)
+    yield Row("chimerakit --help: wall", middle(samples, wall), "s", at_most(0.3))
+
+
+def medians(pairs: Pairs) -> str:
+    ours, theirs = (middle([pair[i] for pair in pairs], wall).value for i in (0, 1))
+    return f"{ours:.1f} s against {theirs:.1f} s"
+
+
+def one(value: float) -> Figure:
+    return Figure(value, value, value)
+
+
+def has_holes(path: Path) -> bool:
+    """Whether the file system says where a sparse file has no data."""
+    with path.open("rb") as file:
+        return os.lseek(file.fileno(), 0, os.SEEK_HOLE) < path.stat().st_size
+
+
+def available_memory() -> float:
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+# ---------------------------------------------------------------------------------------- the run
+
+Section = Callable[[Bench], Iterator[Row]]
+SECTIONS: dict[str, Section] = {
+    "start": start_up,
+    "full": full_size,
+    "kernels": kernels,
+    "copy": copy_merge,
+    "fp8": fp8_mix,
+    "mergekit": against_mergekit,
+}
+
+
+def measure(bench: Bench, sections: Sequence[str]) -> Iterator[Row]:
+    """All rows; a section that fails says so in one."""
+    for name in sections:
+        try:
+            yield from SECTIONS[name](bench)
+        except FailedError as e:
+            yield Row(name, None, note=f"{FAILED}: {e}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer runs: under ten minutes in place of 45")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="these sections")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build", help="where temporary data goes: the disk measured"
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where the table goes")
+    parser.add_argument("--scale", type=float, help="parents' size, which grows with its square (1; 0.7 if quick)")
+    given = parser.parse_args()
+    scale = given.scale or (0.7 if given.quick else 1.0)
+    needed = 20e9 * scale**2
+    given.work.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(given.work).free) < needed:
+        sys.exit(f"{given.work} has {free / 1e9:.0f} GB free; {needed / 1e9:.0f} GB are needed: give another --work")
+    os.chdir(ROOT)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=given.work) as work:
+        pairs, peer_pairs = (3, 1) if given.quick else (7, 3)
+        bench = Bench(Path(work).resolve(), pairs, peer_pairs, scale, given.quick)
+        rows = []
+        for row in measure(bench, given.only):
+            rows.append(row)
+            print(f"{row.what}: {say_row(row)[2] or row.note}", file=sys.stderr, flush=True)
+        facts = machine(bench.work) | {
+            "parents": f"3.7 GB each{f', scaled by {scale}' * (scale != 1)}, in the page cache",
+            "figures": f"medians of {pairs} runs in turn, of {peer_pairs} against mergekit and allclose; range of the runs",
+        }
+    name = datetime.now(UTC).strftime("%Y-%m-%d") + "-quick" * given.quick
+    command = shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]])
+    path = write_results(given.results, name, rows, facts, command)
+    print(f"{markdown(rows)}\n{path}")
+    return 1 if any(word in row.note for row in rows for word in (WRONG, FAILED)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
