@@ -225,6 +225,7 @@ class Child:
         self._lock = self._take_lock()
         try:
             self._begin(force=force)
+            make_folder(self._receipts)  # refuses a link, through which receipts would be saved elsewhere
             self._link_shards()
         except BaseException:
             self.close()
@@ -298,7 +299,8 @@ class Child:
             names |= {*old.weights, *old.files, MANIFEST}
         root = self.path.resolve()
         for name in names:
-            if not (Path(name).parts and (root / name).parent.resolve().is_relative_to(root)):
+            parts = Path(name).parts
+            if not parts or ".." in parts or not (root / name).parent.resolve().is_relative_to(root):
                 raise ManifestError("names a file outside its folder", where=self.path / MANIFEST, found=repr(name))
         if left := _foreign(self.path, names):
             raise OutputError(

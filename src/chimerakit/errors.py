@@ -16,6 +16,9 @@ characters: names come from files that anybody may have written.
 
 from collections.abc import Callable, Sequence
 
+_MOST = 1000
+"""Characters of a line of a message: more only come from a file that wants to be repeated."""
+
 
 def printable(text: object) -> str:
     """Text with line ends, control characters and lone surrogates escaped.
@@ -23,6 +26,11 @@ def printable(text: object) -> str:
     So no file can write to the terminal, nor add a line to a message that looks like ours.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def _shortened(line: str) -> str:
+    half = _MOST // 2
+    return line if len(line) <= _MOST else f"{line[:half]} ... {line[-half:]}"
 
 
 class ChimerakitError(Exception):
@@ -36,7 +44,7 @@ class ChimerakitError(Exception):
             lines.append(f"  found:    {found}")
         if do:
             lines += f"  to do:    {do}".split("\n")  # the one part that may be several lines: our own words
-        super().__init__("\n".join(map(printable, lines)))
+        super().__init__("\n".join(printable(_shortened(line)) for line in lines))
 
     def __reduce__(self) -> tuple[Callable[..., "ChimerakitError"], tuple[object, ...]]:
         # The constructors take parts, not the message: a worker's error is put together again from what it holds.
@@ -61,7 +69,7 @@ class PlanError(ChimerakitError):
     """
 
     def __init__(self, problems: Sequence[str], what: str = "this can't be merged"):
-        self.problems = tuple(printable(p) for p in problems)
+        self.problems = tuple(printable(_shortened(p)) for p in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(f"{what}: {count}")
         self.args = ("\n".join([str(self), *(f"  {i}. {p}" for i, p in enumerate(self.problems, 1))]),)

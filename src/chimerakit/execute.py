@@ -56,7 +56,7 @@ class Result(NamedTuple):
 
 def run_job(job: Job, report: Report) -> Receipt:
     """Write everything that a job holds, wait until it is on the disk, and say what was written."""
-    with Inputs(job.roots, job.signatures) as inputs, _Files(job, report) as files:
+    with Inputs(job.roots, job.signatures, report) as inputs, _Files(job, report) as files:
         headers = {h.file: files.write_header(h, inputs) for h in job.headers}
         files.reserve(row for row in job.rows if row.kind != "copy")
         made = []
@@ -80,7 +80,14 @@ def run_job(job: Job, report: Report) -> Receipt:
 class Inputs:
     """Checkpoints' files, opened when first read, each checked to be the one that was planned with."""
 
-    def __init__(self, roots: Mapping[str, str], signatures: Mapping[str, Mapping[str, tuple[int, int]]]):
+    def __init__(
+        self,
+        roots: Mapping[str, str],
+        signatures: Mapping[str, Mapping[str, tuple[int, int]]],
+        report: Report = lambda _: None,
+    ):
+        self.report = report
+        """To be called while nothing is done yet that counts: it may raise to stop."""
         self._roots = roots
         self._signatures = signatures
         self._readers = Readers()
@@ -277,6 +284,7 @@ def _are_equal(row: Row, inputs: Inputs) -> bool:
         done, size = 0, PAGE
         while done < tensor.nbytes:
             size = min(2 * size, most, tensor.nbytes - done)
+            inputs.report(0)
             inputs.reader(first.parent, tensor.file).read_into(mine[:size], tensor.start + done)
             for other in others:
                 there = other.tensors[number]

@@ -54,7 +54,6 @@ def test_a_file_of_a_gigabyte_is_not_read(tmp_path: Path, attempt: Attacker, nam
     attempt("plan", "--parent", f"v3={tmp_path}").check_refused(f"{name}: is too large", "found:    1073741824")
 
 
-@pytest.mark.xfail(reason="config.json may have 256 MiB, and is decoded as whatever it holds", run=False)
 def test_a_config_of_nothings_is_not_made(tmp_path: Path, attempt: Attacker) -> None:
     """A config of 18 MB is no config."""
     (_model(tmp_path) / "config.json").write_text('{"a":[' + "[]," * 6_000_000 + "[]]}")
@@ -64,8 +63,7 @@ def test_a_config_of_nothings_is_not_made(tmp_path: Path, attempt: Attacker) -> 
 @pytest.mark.parametrize(
     "text",
     [
-        *("[]", "5", "{", "\ufeff{}", '{"a":1,"a":2}'),
-        pytest.param("[" * 100_000, marks=pytest.mark.xfail(reason="crashes with RecursionError", strict=False)),
+        *("[]", "5", "{", "\ufeff{}", '{"a":1,"a":2}', "[" * 100_000),
     ],
 )
 def test_a_tokenizer_config_of_any_kind_is_copied_or_refused(tmp_path: Path, attempt: Attacker, text: str) -> None:

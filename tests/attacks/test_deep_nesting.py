@@ -28,8 +28,9 @@ def test_a_nested_header_is_refused(file: Path, attempt: Attacker, nest: str) ->
 def test_a_nested_json_file_is_refused(tmp_path: Path, attempt: Attacker, name: str, nest: str) -> None:
     """A config or an index of nothing but brackets is one clear error."""
     write_header(tmp_path / "model.safetensors", f'{{"w":{ENTRY}}}', b"1234")
-    (tmp_path / name).write_text(nest)
-    attempt("plan", "--parent", f"v3={tmp_path}").check_refused(f"{tmp_path / name}: is not valid JSON")
+    for text, says in ((nest, "is too large"), (nest[:50_000], "is not valid JSON")):
+        (tmp_path / name).write_text(text)
+        attempt("plan", "--parent", f"v3={tmp_path}").check_refused(f"{tmp_path / name}: {says}")
 
 
 @pytest.mark.parametrize("nest", [_LISTS, _OBJECTS])

@@ -15,7 +15,6 @@ from tests.attacks.files import ENTRY, write_header
 from tests.merging import merge
 
 
-@pytest.mark.xfail(reason="messages repeat a name whole", strict=False)
 @pytest.mark.parametrize("entry", [ENTRY.replace("U8", "F33"), ENTRY.replace("4]", "5]", 1), "5"])
 def test_a_name_of_megabytes_is_not_repeated(file: Path, attempt: Attacker, entry: str) -> None:
     """An error about a tensor with a name of 2 MB is still a few lines."""

@@ -63,7 +63,6 @@ _NAMING = (
     "plan --parent=v3={root}/v3 --parent=r1={root}/r1 --base=v3",
 )
 """Requests whose answer holds the model's names."""
-_JSON = pytest.mark.xfail(reason="JSON is written with C1 controls and direction marks as they are", strict=False)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ _JSON = pytest.mark.xfail(reason="JSON is written with C1 controls and direction
     [
         *((arguments, terminal) for terminal in (True, False) for arguments in _REQUESTS),
         *((arguments, True) for arguments in _NAMING),
-        *(pytest.param(a, False, marks=_JSON) for a in (*_NAMING, "plan --full --parent=v3={root}/v3")),
+        *((arguments, False) for arguments in (*_NAMING, "plan --full --parent=v3={root}/v3")),
     ],
 )
 def test_nothing_unprintable_is_shown(models: Path, attempt: Attacker, arguments: str, terminal: bool) -> None:

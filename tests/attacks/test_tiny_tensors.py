@@ -6,6 +6,8 @@ tensor takes memory in proportion to its text, which is 45 bytes at least.
 
 from pathlib import Path
 
+import pytest
+
 from tests.attacks.attempt import FLAT, Attacker
 from tests.attacks.files import write_header
 
@@ -21,3 +23,10 @@ def test_tiny_tensors_take_memory_as_their_header_does(file: Path, attempt: Atta
     done = attempt("plan", "--parent", f"v3={file}")
     assert done.code == 0
     assert done.peak < FLAT + 60 * len(header)
+
+
+@pytest.mark.parametrize("header", [_header(1_500_000), '{"a":[' + "[]," * 9_000_000, '{"a":[' + "0," * 40_000_000])
+def test_millions_of_anything_are_not_made(file: Path, attempt: Attacker, header: str) -> None:
+    """A header as large as one may be, full of tensors, lists or numbers, is refused before any is made of them."""
+    write_header(file, header)
+    attempt("plan", "--parent", f"v3={file}").check_refused("the header holds too much", flat=400 << 20)

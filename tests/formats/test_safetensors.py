@@ -646,6 +646,9 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path, monkeypatch: 
     assert message_of(tmp_path) == f"{tmp_path / INDEX}: can't be read: Permission denied"
 
 
+HINT = "  to do:    check the disk, get the file again, and run the same command again"
+
+
 def test_a_disk_error_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A read that fails names the file and the byte."""
     folder(tmp_path, {A: ["v"]}, None)
@@ -654,7 +657,7 @@ def test_a_disk_error_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", failing)
-    assert message_of(tmp_path) == f"{tmp_path / A}: can't be read at byte 0: Input/output error"
+    assert message_of(tmp_path) == f"{tmp_path / A}: can't be read at byte 0: Input/output error\n{HINT}"
 
 
 def test_gguf_is_named_as_what_it_is(tmp_path: Path) -> None:
@@ -667,21 +670,6 @@ def test_gguf_is_named_as_what_it_is(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------ random files
-
-STRICTER = (
-    # It passes over white space before the brace, which the format's own text forbids.
-    r"the header does not begin with '\{'\n  found:    b'( |\\[nrt])",
-    # The reference keeps the last of two keys; another reader may keep the first.
-    r"\(header\): has the key .* twice",
-    # It ignores fields that it does not know; one could carry what another reader obeys.
-    r"is no valid entry of a header: Object contains unknown field",
-    # Its decoder takes a list for an object, {"F32": null} for a name and null for no metadata; no writer does that.
-    r"is no valid entry of a header: Expected `(object|str)`, got `(array|null|object)`",
-    # Tensors without elements whose sides fit in no signed 64-bit number: numpy and torch can't hold them.
-    r"has an impossible shape or range\n  found:    \[.*\b\d{19,}\b",
-    r"too large or no whole bytes\n  found:    0 bytes",
-)
-"""Messages about files that the reference reader accepts. Nothing else that it accepts is refused."""
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=6).filter(lambda n: n != "__metadata__")
 shapes = st.lists(st.integers(0, 3), max_size=3)
@@ -752,44 +740,6 @@ def damaged(text: bytes, choose: Callable[[str, Any], Any]) -> bytes:
     return text[: match.start()] + new + text[match.end() :]
 
 
-def refused(path: Path) -> str | None:
-    """Why a checkpoint is refused, None if it is not."""
-    try:
-        open_checkpoint(path)
-    except CheckpointError as e:
-        return str(e)
-    return None
-
-
-def check_against_reference(file: Path) -> None:
-    """Either we read exactly what the reference reads, or we refuse and it does, too, or `STRICTER` says why not."""
-    try:
-        theirs: Any = seen_by_reference(file)
-    except (safetensors.SafetensorError, OSError) as e:
-        theirs = e
-    reason = refused(file)
-    if reason is None:
-        checkpoint = open_checkpoint(file)
-        assert (seen_by_us(checkpoint), checkpoint.shards[0].metadata) == theirs
-    else:
-        is_stricter = any(re.search(pattern, reason, re.DOTALL) for pattern in STRICTER)
-        assert isinstance(theirs, Exception) or is_stricter, reason
-
-
-@settings(max_examples=examples(quick=100, ci=500, prove=5_000))
-@given(valid(), st.data())
-def test_random_damage_is_refused_or_harmless(file: Path, content: Any, data: st.DataObject) -> None:
-    """A damaged header is read exactly as the reference reads it, or refused with CheckpointError, and nothing else."""
-    places, metadata = content
-    text = header_bytes(places, metadata)[8:]
-    for _ in range(data.draw(st.integers(1, 3))):
-        text = damaged(text, lambda label, strategy: data.draw(strategy, label=label))
-    length = data.draw(st.just(len(text)) | st.sampled_from([0, 1, len(text) + 1, 1 << 32, 1 << 63, (1 << 64) - 1]))
-    size = max(0, data_nbytes(places) + data.draw(st.sampled_from([0, 0, 0, 0, -1, 1, 8])))
-    file.write_bytes(length.to_bytes(8, "little") + text + bytes(size))
-    check_against_reference(file)
-
-
 # ---------------------------------------------------------------------------- texts that are read quickly
 
 READER = "chimerakit.formats.safetensors"
@@ -823,7 +773,7 @@ def test_a_key_that_comes_twice_is_never_read_quickly(keys: list[tuple[str, int]
     assert len({key for key, _ in keys}) == len(keys) or " twice" in told(header, end)
 
 
-@settings(max_examples=examples(quick=200, ci=1000, prove=100_000))
+@settings(max_examples=examples(quick=200, ci=1000, prove=10_000))
 @given(valid(), st.data())
 def test_how_a_header_is_spelled_does_not_matter(content: Any, data: st.DataObject) -> None:
     """A header in the writer's spelling, in another one or damaged: whatever is read quickly is what is read strictly."""
@@ -870,28 +820,6 @@ def test_an_indented_text_says_what_any_parser_reads(file: Path, value: Any, end
         assert message_of(weights).startswith(f"{config}: is not valid JSON: Extra data")
     else:
         assert repr(open_checkpoint(weights).config) == repr(json.loads(text))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f' {{"w":{W}}}',
-        f'{{"w":{W},"w":{W}}}',
-        f'{{"__metadata__":{{"a":"1","a":"2"}},"w":{W}}}',
-        '{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":1}}',
-        '{"w":["F32",[1],[0,4]]}',
-        '{"w":{"dtype":{"F32":null},"shape":[1],"data_offsets":[0,4]}}',
-        f'{{"__metadata__":null,"w":{W}}}',
-        f'{{"v":{entry(shape=[0, (1 << 64) - 1], offsets=[0, 0])},"w":{W}}}',
-        f'{{"v":{entry(shape=[1 << 62, 0], offsets=[0, 0])},"w":{W}}}',
-    ],
-)
-def test_where_we_are_stricter_than_the_reference(tmp_path: Path, text: str) -> None:
-    """Each line of STRICTER has a file that the reference reads and we refuse."""
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(shard_of(text, b"1234"))
-    seen_by_reference(file)
-    assert any(re.search(p, message_of(file), re.DOTALL) for p in STRICTER)
 
 
 def test_one_shard_is_no_checkpoint(tmp_path: Path) -> None:

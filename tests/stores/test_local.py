@@ -56,7 +56,10 @@ def test_a_file_that_ends_too_early_is_refused(source: Path) -> None:
     with pytest.raises(CheckpointError) as refused:
         reader.read(1000, 100)
     reader.close()
-    assert str(refused.value) == f"{source}: ends too early\n  expected: 1100 bytes\n  found:    1024"
+    assert (
+        str(refused.value)
+        == f"{source}: ends too early\n  expected: 1100 bytes\n  found:    1024\n  to do:    get the file again"
+    )
 
 
 def test_a_failing_disk_is_told_with_its_place(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +77,10 @@ def test_a_failing_disk_is_told_with_its_place(source: Path, monkeypatch: pytest
     with pytest.raises(CheckpointError) as refused:
         reader.read(100, 100)
     reader.close()
-    assert str(refused.value) == f"{source}: can't be read at byte 150: Input/output error"
+    assert str(refused.value) == (
+        f"{source}: can't be read at byte 150: Input/output error\n"
+        "  to do:    check the disk, get the file again, and run the same command again"
+    )
 
 
 def test_a_changed_file_is_refused(source: Path) -> None:

@@ -1,5 +1,6 @@
 """Records -> tables on a terminal, or JSON, which needs no rich."""
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -28,8 +29,14 @@ _SHOWN = 20
 
 
 def print_json(record: object) -> None:
-    """A record on standard output."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(record), indent=2).decode() + "\n")
+    """A record on standard output, with everything escaped that is not for reading: names come from files."""
+    lines = msgspec.json.format(msgspec.json.encode(record), indent=2).decode().split("\n")
+    for line in lines:
+        sys.stdout.write((line if line.isprintable() else "".join(map(_json_printable, line))) + "\n")
+
+
+def _json_printable(character: str) -> str:
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def say_nbytes(number: int) -> str:

@@ -27,7 +27,12 @@ INDEX = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
 MAX_HEADER = 100_000_000
 """Bytes; the limit of the reference reader."""
-_MAX_JSON = 256 << 20
+MAX_TENSORS = 150_000
+"""In one file. The largest models have fewer in all their files, and each costs far more memory than its text."""
+_MAX_INDEX = 64 << 20
+_MAX_CONFIG = 16 << 20
+_MAX_NESTED = 100_000
+"""Lists and objects in an index or a config: an empty one takes two bytes of text and a hundred of memory."""
 _WEIGHT_SUFFIXES = (SUFFIX, ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".npy", PART)
 _NOT_OURS = ("chimerakit.json", "README.md")
 _TEXTS = ("tokenizer_config.json", "chat_template.jinja")
@@ -102,8 +107,12 @@ def _parse_indented(data: bytes) -> Any:
     return found if written == data.rstrip(b"\n") else None
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    data = read_file(path, _MAX_JSON)
+def _json_object(path: Path, limit: int) -> dict[str, Any]:
+    data = read_file(path, limit)
+    if (count := data.count(b"[") + data.count(b"{")) > _MAX_NESTED:
+        raise CheckpointError(
+            "is too large", where=path, expected=f"at most {_MAX_NESTED} lists and objects", found=count
+        )
     found = _parse_indented(data)
     if found is None:
         found = parse_json(data, path)
@@ -126,6 +135,9 @@ def parse_header(
     # Anything before the brace would let one file be read as two formats.
     if not text.startswith(b"{"):
         raise CheckpointError("the header does not begin with '{'", where=where, found=text[:16])
+    # Millions of tensors without bytes, of empty lists or of zeros would be records far larger than the file.
+    if max(text.count(b"{") - 2, text.count(b"[") // 2, text.count(b",") // 16) > MAX_TENSORS:
+        raise CheckpointError("the header holds too much", where=where, expected=f"at most {MAX_TENSORS} tensors")
     found = _decode_written(text) or _decode_any(text, where)
 
     tensors = []
@@ -275,7 +287,7 @@ def open_safetensors(path: Path) -> Checkpoint:
         root=str(path.parent.resolve()),
         shards=(shard,),
         tensors={t.name: t for t in tensors},
-        config=_json_object(config) if config.is_file() else {},
+        config=_json_object(config, _MAX_CONFIG) if config.is_file() else {},
         files=(_file(path.parent, config.name),) if config.is_file() else (),
         left_out=(),
         index=None,
@@ -317,7 +329,7 @@ def _open_folder(root: Path) -> Checkpoint:
         root=str(root.resolve()),
         shards=tuple(shard for shard, _ in opened),
         tensors=tensors,
-        config=_json_object(root / "config.json") if (root / "config.json").exists() else {},
+        config=_json_object(root / "config.json", _MAX_CONFIG) if (root / "config.json").exists() else {},
         files=tuple(_file(root, name) for name in others if not name.endswith(_WEIGHT_SUFFIXES)),
         left_out=(*(name for name in others if name.endswith(_WEIGHT_SUFFIXES)), *(f"{name}/" for name in linked)),
         index=_file(root, INDEX) if weight_map is not None else None,
@@ -338,7 +350,7 @@ def _text(path: Path) -> str:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    found = _json_object(path).get("weight_map")
+    found = _json_object(path, _MAX_INDEX).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise CheckpointError("has no weight_map", where=path, expected='{"weight_map": {tensor: file, ...}}')
     # A path in place of a name would read, and by the same layout write, outside the folder.

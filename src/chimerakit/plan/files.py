@@ -133,7 +133,10 @@ def _chat_template(
 
 def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """tokenizer_config.json; raises ValueError where it is no JSON object."""
-    found = json.loads(checkpoint.texts.get(_TOKENIZER_CONFIG, "{}"))
+    try:
+        found = json.loads(checkpoint.texts.get(_TOKENIZER_CONFIG, "{}"))
+    except RecursionError as e:
+        raise ValueError("it is nested too deeply") from e
     if not isinstance(found, dict):
         raise ValueError(f"it holds no object in {checkpoint.root}")  # noqa: TRY004 - as json says it
     return found

@@ -1,7 +1,7 @@
 """Which rule takes which unit, from which parents, at which shares. The first matching rule wins; the base takes the rest."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Literal, NamedTuple
@@ -37,16 +37,16 @@ class _Matcher:
 
     def __init__(self, rule: Rule, anatomy: Anatomy):
         self._rule = rule
-        self._layers = _numbers(rule.layers, anatomy.num_layers)
-        self._experts = _numbers(rule.experts, anatomy.num_experts)
+        self._is_layer = _within(rule.layers, anatomy.num_layers)
+        self._is_expert = _within(rule.experts, anatomy.num_experts)
         self.num_matches = 0
 
     def __call__(self, name: str, role: Role) -> bool:
         rule = self._rule
         is_match = (
             (rule.components is None or role.component in rule.components)
-            and (self._layers is None or (role.layer in self._layers and not role.mtp))
-            and (self._experts is None or role.expert in self._experts)
+            and (rule.layers is None or (self._is_layer(role.layer) and not role.mtp))
+            and (rule.experts is None or self._is_expert(role.expert))
             and (rule.mtp is None or role.mtp == rule.mtp)
             and (rule.tensors is None or any(fnmatchcase(name, glob) for glob in rule.tensors))
         )
@@ -54,8 +54,10 @@ class _Matcher:
         return is_match
 
 
-def _numbers(spans: Sequence[Span] | None, count: int) -> frozenset[int] | None:
-    return None if spans is None else frozenset(n for span in spans for n in span.within(count))
+def _within(spans: Sequence[Span] | None, count: int) -> Callable[[int | None], bool]:
+    """Whether a number is meant. Spans are never counted out: a recipe may hold long ones, and a config large counts."""
+    ranges = [span.within(count) for span in spans or ()]
+    return cache(lambda number: any(number in each for each in ranges))
 
 
 class _Claims(NamedTuple):

@@ -74,10 +74,19 @@ class Reader:
                     raise self._too_short(start + len(buffer), start + done)
                 done += count
         except OSError as e:
-            raise CheckpointError(f"can't be read at byte {start + done}: {e.strerror}", where=self.path) from e
+            raise self._unreadable(start + done, e) from e
 
     def _too_short(self, expected: int, found: int) -> CheckpointError:
-        return CheckpointError("ends too early", where=self.path, expected=f"{expected} bytes", found=found)
+        return CheckpointError(
+            "ends too early", where=self.path, expected=f"{expected} bytes", found=found, do="get the file again"
+        )
+
+    def _unreadable(self, at: int, e: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"can't be read at byte {at}: {e.strerror}",
+            where=self.path,
+            do="check the disk, get the file again, and run the same command again",
+        )
 
     def read(self, start: int, nbytes: int) -> bytes:
         """The bytes of a range."""
@@ -117,7 +126,7 @@ class Reader:
         except OSError as e:
             if e.errno == errno.ENXIO:  # no data up to the end of the file
                 return end
-            raise CheckpointError(f"can't be read at byte {start}: {e.strerror}", where=self.path) from e
+            raise self._unreadable(start, e) from e
 
     def check_unchanged(self) -> None:
         """Refuse a file that was written to since it was opened: its bytes may be of two versions."""

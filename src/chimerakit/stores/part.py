@@ -13,6 +13,7 @@ import errno
 import mmap
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from chimerakit.errors import OutputError
@@ -213,8 +214,12 @@ def make_folder(path: Path) -> None:
     """Make a folder and those above it; refuses a symlink in its place."""
     if path.is_symlink():
         raise OutputError("is a symbolic link; output is never written through one", where=path, do="remove it")
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(missing):
+            with suppress(PermissionError):  # a folder that may be entered but not listed can't be synced
+                sync_folder(folder.parent)
     except OSError as e:
         raise _refuse(path, e) from e
 

@@ -6,6 +6,7 @@ Every call says whether it was done: a file system that lacks one says so, and t
 import ctypes
 import errno
 import fcntl
+import os
 import struct
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.ENOTTY, errno.EPERM, errno.ETXTBSY)
@@ -41,7 +42,7 @@ def _is_done(number: int) -> bool:
     """False for what can't be done here; raises for what went wrong."""
     if number in _UNSUPPORTED:
         return False
-    raise OSError(number, errno.errorcode.get(number, "unknown error"))
+    raise OSError(number, os.strerror(number))
 
 
 def same_bytes(a: memoryview, b: memoryview) -> bool:

@@ -34,7 +34,9 @@ def verify_child(
 ) -> Findings:
     """Check a child against its manifest and, where parents are given, both against them.
 
-    threads: jobs at a time, at most; as many as max_memory (bytes) allows. Raises ManifestError if there is no readable manifest; anything else that is wrong is a finding.
+    threads: jobs at a time, at most; as many as max_memory (bytes) allows. Raises ManifestError if there is no readable
+    manifest, RecipeError or PlanError if its recipe and the parents make no plan, PlanError if one job needs more memory;
+    anything else that is wrong is a finding.
     """
     path = Path(path)
     manifest = read_manifest(path)

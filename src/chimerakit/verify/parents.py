@@ -215,7 +215,7 @@ def _made(proven: _Proven, claimed: MadeRow | None) -> Made:
 def _prove_job(job: Job, report: Report) -> list[_Proven]:
     """Make a job's units again, into a comparison with the child."""
     proven = []
-    with Inputs(job.roots, job.signatures) as inputs, _Comparison(job, report) as comparison:
+    with Inputs(job.roots, job.signatures, report) as inputs, _Comparison(job, report) as comparison:
         for row, result in make_units(job.rows, inputs, comparison, allow_nonfinite=job.allow_nonfinite):
             digests = {t.name: comparison.digest(t) for t in row.outputs}
             made = Made(
