@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCK_UE8M0
 from chimerakit.numerics.compare import Differences, are_close
-from chimerakit.numerics.mix import Term, mix_into
+from chimerakit.numerics.mix import SCRATCH, Term, mix_into
+from chimerakit.plan.panels import cut
 
 COLS = 7168
 NBYTES = 2048 * COLS * 2
@@ -65,6 +66,7 @@ class _Matrix:
         self.inputs = [np.roll(halves, 1000 * n).view(np.uint8) for n in range(len(SHARES))]
         self.out = np.zeros(NBYTES, np.uint8)
         self.twin = self.inputs[0].copy()
+        self.scratch = np.empty(SCRATCH, np.uint8)
 
 
 class _Case(NamedTuple):
@@ -94,7 +96,7 @@ def _plain_cases() -> Iterator[_Case]:
 def _mix_plain(storage: str, count: int, matrix: _Matrix) -> None:
     width = 4 if storage == "F32" else 2
     terms = [Term(storage, np.float32(SHARES[n]), matrix.inputs[n].reshape(1, -1)) for n in range(count)]
-    mix_into(terms, (1, NBYTES // width), storage, None, matrix.out.reshape(1, -1), np.zeros(2))
+    mix_into(terms, (1, NBYTES // width), storage, None, matrix.out.reshape(1, -1), np.zeros(2), matrix.scratch)
 
 
 def _block_cases() -> Iterator[_Case]:
@@ -108,14 +110,15 @@ def _block_cases() -> Iterator[_Case]:
 
 
 def _mix_blocks(storage: str, dtype: str, count: int, matrix: _Matrix) -> None:
-    scales = np.full(COLS // BLOCK, 0.01, np.float32).view(np.uint8)
-    if dtype == "F8_E8M0":
-        scales = np.full(COLS // BLOCK, 120, np.uint8)
     sums = np.zeros(2)
-    for start in range(0, NBYTES, BLOCK * COLS):
-        *inputs, out = (x[start : start + BLOCK * COLS].reshape(BLOCK, COLS) for x in (*matrix.inputs, matrix.out))
+    for panel in cut((NBYTES // COLS, COLS), is_blocked=True).panels():
+        shape, start = (panel.rows, COLS), panel.row * COLS
+        *inputs, out = (x[start : start + panel.rows * COLS].reshape(shape) for x in (*matrix.inputs, matrix.out))
+        num_blocks = panel.rows * COLS // BLOCK**2
+        codes = np.full(num_blocks, 120, np.uint8)
+        scales = codes if dtype == "F8_E8M0" else np.full(num_blocks, 0.01, np.float32).view(np.uint8)
         terms = [Term(storage, np.float32(SHARES[n]), inputs[n], scales, dtype) for n in range(count)]
-        mix_into(terms, (BLOCK, COLS), storage, dtype, out, sums)
+        mix_into(terms, shape, storage, dtype, out, sums, matrix.scratch)
 
 
 def _compare_cases() -> Iterator[_Case]:

@@ -90,13 +90,23 @@ def parents_of(folder: Path) -> list[str]:
 def merge(folder: Path, share: float, child: Path) -> Command:
     """Our merge of two parents' routed experts."""
     argv = chimerakit("merge", "-o", child, "--base=v3", *RULES[share], *parents_of(folder), "--quiet")
-    return Command(argv, output=child, reads=(folder / "v3", folder / "r1"))
+    return Command(argv, output=child, reads=(folder / "v3", folder / "r1"), memory=nbytes_of(folder / "v3"))
 
 
 def copy(folder: Path, target: Path) -> Command:
     """cp of one parent, and a sync: the least that anybody could do to have a child on the disk."""
     script = 'cp -r --reflink=never "$0" "$1" && sync -f "$1"'
-    return Command(["sh", "-c", script, folder / "v3", target], output=target, reads=(folder / "v3",))
+    memory = nbytes_of(folder / "v3")
+    return Command(["sh", "-c", script, folder / "v3", target], output=target, reads=(folder / "v3",), memory=memory)
+
+
+def write_directly(folder: Path, target: Path) -> Command:
+    """As many bytes as one parent has, past the page cache out of memory: what the disk can take."""
+    return Command([sys.executable, "-m", "benchmarks.direct", target, str(nbytes_of(folder / "v3"))], output=target)
+
+
+def nbytes_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 @contextmanager
@@ -117,9 +127,11 @@ def copy_merge(bench: Bench) -> Iterator[Row]:
     """The R1T recipe on BF16 parents against cp + sync, and its proof against an allclose loop."""
     with dense(bench, "bf16") as parents:
         child, copied = bench.work / "child", bench.work / "copied"
+        roof = alternate(write_directly(parents, child), copy(parents, copied), bench.pairs, bench.log)
         pairs = alternate(merge(parents, 1.0, child), copy(parents, copied), bench.pairs, bench.log)
         shutil.rmtree(copied)
         said = bench.check(child, parents, 1.0)
+        yield Row("disk alone, as many bytes: wall / (cp + sync)", ratio(roof, wall), note=medians(roof))
         name = "copy-merge, disk"
         yield Row(f"{name}: wall / (cp + sync)", ratio(pairs, wall), "x", at_most(0.65), f"{medians(pairs)}; {said}")
         yield Row(f"{name}: CPU / CPU", ratio(pairs, cpu), "x", at_most(0.7))
@@ -214,7 +226,8 @@ def mergekit(folder: Path, share: float, output: Path) -> tuple[Command, Command
     words = (config, output, "--no-copy-tokenizer", "--quiet")
     reads, env = (folder / "v3", folder / "r1"), {"HF_HUB_OFFLINE": "1"}
     # -P: or a kernels.py beside the script would hide a package of that name from it
-    plain = Command([PEER, "-P", ROOT / "benchmarks" / "peer.py", *words], output, reads, env)
+    memory = 2 * nbytes_of(folder / "v3")  # it holds more than a child while it writes one
+    plain = Command([PEER, "-P", ROOT / "benchmarks" / "peer.py", *words], output, reads, env, memory)
     return plain, plain._replace(argv=[*plain.argv, "--raw-names"])
 
 

@@ -91,10 +91,19 @@ class Inputs:
         self._roots = roots
         self._signatures = signatures
         self._readers = Readers()
+        self._memory: dict[str, npt.NDArray[np.uint8]] = {}
 
     def reader(self, parent: str, shard: str) -> Reader:
         """The open shard of a parent."""
         return self._readers.get(Path(self._roots[parent], shard), self._signatures[parent][shard])
+
+    def memory(self, use: str, nbytes: int) -> "npt.NDArray[np.uint8]":
+        """Memory for one use, the same for unit after unit: a fresh piece costs a page fault for every page."""
+        import numpy as np
+
+        if use not in self._memory or len(self._memory[use]) < nbytes:
+            self._memory[use] = np.empty(nbytes, np.uint8)
+        return self._memory[use]
 
     def check_unchanged(self) -> None:
         """Refuse if a file was written to while it was read."""
@@ -279,12 +288,14 @@ def _are_equal(row: Row, inputs: Inputs) -> bool:
     """Whether all parents of a mix have the same bytes; stops at the first that differ, as a rule at once."""
     first, *others = row.inputs
     most = min(CHUNK, max(t.nbytes for t in first.tensors))
-    mine, theirs = memoryview(bytearray(most)), memoryview(bytearray(most))
+    mine = theirs = memoryview(bytearray())
     for number, tensor in enumerate(first.tensors):
         done, size = 0, PAGE
         while done < tensor.nbytes:
             size = min(2 * size, most, tensor.nbytes - done)
             inputs.report(0)
+            if len(mine) < size:  # large ones are seldom needed
+                mine, theirs = memoryview(bytearray(size)), memoryview(bytearray(size))
             inputs.reader(first.parent, tensor.file).read_into(mine[:size], tensor.start + done)
             for other in others:
                 there = other.tensors[number]
@@ -308,7 +319,7 @@ def _mix(
     whole = cut(weight.shape, is_blocked=is_blocked)
     sources = [Source(part, inputs, whole) for part in parts]
     width = weight.nbytes // max(1, whole.rows * whole.cols)
-    buffer = np.empty(whole.most * width, np.uint8)
+    buffer, scratch = inputs.memory("out", whole.most * width), inputs.memory("scratch", mix.SCRATCH)
     sums = np.zeros(2)
     scales: list[npt.NDArray[np.uint8]] = []
     nonfinite = 0
@@ -316,7 +327,7 @@ def _mix(
         terms = [source.term(panel) for source in sources]
         out = buffer[: panel.rows * panel.cols * width].reshape(panel.rows, panel.cols * width)
         shape, scale_dtype = (panel.rows, panel.cols), scale[0].dtype if scale else None
-        blocks, found = mix.mix_into(terms, shape, row.storage, scale_dtype, out, sums)
+        blocks, found = mix.mix_into(terms, shape, row.storage, scale_dtype, out, sums, scratch)
         if found and not allow_nonfinite:
             raise _nonfinite(row, parts, terms, panel)
         nonfinite += found
@@ -341,7 +352,7 @@ class Source:
         self._reader = inputs.reader(part.parent, self._weight.file)
         self._width = self._weight.nbytes // max(1, whole.rows * whole.cols)
         self._share = np.float32(part.share)
-        self._buffer = np.empty(whole.most * self._width, np.uint8)  # once: a fresh one faults on every page
+        self._buffer = inputs.memory(f"panel of {part.parent}", whole.most * self._width)
         self._scales = None
         self._scale_dtype = None
         if part.storage in FP8_BLOCKS:
@@ -368,7 +379,8 @@ class Source:
         scales = None
         if self._scales is not None:
             first, last, width = panel.col // BLOCK, -(-(panel.col + panel.cols) // BLOCK), self._scale_width
-            scales = self._scales[panel.row // BLOCK, first * width : last * width]
+            above, below = panel.row // BLOCK, -(-(panel.row + panel.rows) // BLOCK)
+            scales = self._scales[above:below, first * width : last * width]
         return Term(self._part.storage, self._share, data, scales, self._scale_dtype)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
 from chimerakit.numerics import mix as mixing
 from chimerakit.numerics.fp8 import encode_fp8
-from chimerakit.numerics.mix import Term, decode_scales, encode, mix, mix_into, relative_rms
+from chimerakit.numerics.mix import SCRATCH, Term, decode_scales, encode, mix, mix_into, relative_rms
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -77,7 +77,7 @@ def mixed(terms: list[Term], storage: str, dtype: str | None) -> tuple[U8, U8 | 
     shape = summed(terms).shape
     out = np.empty((shape[0], shape[1] * {"F32": 4, "F16": 2, "BF16": 2}.get(storage, 1)), np.uint8)
     sums = np.zeros(2)
-    scales, nonfinite = mix_into(terms, (shape[0], shape[1]), storage, dtype, out, sums)
+    scales, nonfinite = mix_into(terms, (shape[0], shape[1]), storage, dtype, out, sums, np.empty(SCRATCH, np.uint8))
     return out, scales, nonfinite, sums
 
 
@@ -211,7 +211,7 @@ def test_narrower_panels_of_blocks_sum_to_the_same_digits(width: int) -> None:
             data = np.ascontiguousarray(term.data[:, col : col + width])
             terms.append(term._replace(data=data, scales=term.scales[col // 32 : -(-(col + data.shape[1]) // 128) * 4]))
         out = np.empty_like(terms[0].data)
-        mix_into(terms, (128, out.shape[1]), FP8_BLOCK, "F32", out, sums)
+        mix_into(terms, (128, out.shape[1]), FP8_BLOCK, "F32", out, sums, np.empty(SCRATCH, np.uint8))
     assert sums.tolist() == expected.tolist()
 
 
@@ -235,9 +235,25 @@ def test_panels_that_are_not_in_one_piece_are_refused() -> None:
     with pytest.raises(AssertionError, match="go by addresses"):
         mix([Term("BF16", np.float32(1), apart)], (4, 128))
     with pytest.raises(AssertionError, match="go by addresses"):
-        mix_into([Term("BF16", np.float32(1), whole)], (4, 128), "BF16", None, apart, np.zeros(2))
+        mix_into(
+            [Term("BF16", np.float32(1), whole)],
+            (4, 128),
+            "BF16",
+            None,
+            apart,
+            np.zeros(2),
+            np.empty(SCRATCH, np.uint8),
+        )
     with pytest.raises(AssertionError, match=r"\(4, 256\) bytes for \(4, 127\) weights"):
-        mix_into([Term("BF16", np.float32(1), whole)], (4, 127), "BF16", None, whole, np.zeros(2))
+        mix_into(
+            [Term("BF16", np.float32(1), whole)],
+            (4, 127),
+            "BF16",
+            None,
+            whole,
+            np.zeros(2),
+            np.empty(SCRATCH, np.uint8),
+        )
 
 
 def test_numbers_never_take_the_way_for_anything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,12 @@ SIDES = st.integers(1, 300) | st.sampled_from([128, 256, 576])
 
 @given(SIDES, SIDES)
 def test_blocked_panels_cover_once(rows: int, cols: int) -> None:
-    """Panels of blocks cover a matrix once, begin at block bounds, and are one block high at most."""
+    """Panels of blocks cover a matrix once, begin at block bounds, and are some rows of blocks high."""
     seen = np.zeros((rows, cols), int)
     for panel in cut((rows, cols), is_blocked=True).panels():
         seen[panel.row : panel.row + panel.rows, panel.col : panel.col + panel.cols] += 1
         assert (panel.row % 128, panel.col % 128) == (0, 0)
-        assert panel.rows <= 128
+        assert panel.rows <= 128 or panel.rows * panel.cols <= 1 << 21
     assert (seen == 1).all()
 
 
@@ -33,7 +33,7 @@ def test_blocked_panels_cover_once(rows: int, cols: int) -> None:
         ((FLAT_WEIGHTS, 2), False, 2, True),
         ((FLAT_WEIGHTS + 1,), False, 2, True),
         ((129280, 7168), False, 884, True),  # DeepSeek's embedding
-        ((576, 7168), True, 5, True),
+        ((576, 7168), True, 3, True),
         ((200, BLOCKED_COLS), True, 2, True),
         ((200, BLOCKED_COLS + 1), True, 4, False),
     ],

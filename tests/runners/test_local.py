@@ -80,4 +80,4 @@ def test_a_caller_that_leaves_stops_the_jobs() -> None:
 
 def test_the_default_is_what_the_process_may_use() -> None:
     """Cores that the process is not allowed on do not count."""
-    assert default_threads() == len(os.sched_getaffinity(0)) + 1
+    assert default_threads() == len(os.sched_getaffinity(0)) + 2

@@ -41,7 +41,7 @@ Dtype = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output; also when that is no terminal.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Jobs at a time, at most; by default one more than cores.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Jobs at a time, at most; by default two more than cores.")]
 MaxMemory = Annotated[
     str,
     typer.Option(metavar="SIZE", help="Memory that may be used, as 500MB or 1.5GiB; fewer jobs run at a time then."),

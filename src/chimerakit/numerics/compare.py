@@ -124,7 +124,7 @@ def are_stored_as(values: F32, child: Term) -> bool:
     encoded = encode(values, child.storage, child.scale_dtype, np.zeros(2))
     pairs = [(encoded.data, child.data)]
     if encoded.scales is not None and child.scales is not None:
-        pairs.append((encoded.scales, child.scales))
+        pairs.append((encoded.scales, child.scales.reshape(-1)))
     return all(np.array_equal(mine, theirs) for mine, theirs in pairs)
 
 

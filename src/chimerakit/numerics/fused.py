@@ -331,3 +331,41 @@ def mix_blocks(
             sums[0] += np.float64(load_one(errors + 4 * j)) * square
             sums[1] += np.float64(load_one(powers + 4 * j)) * square
     return True
+
+
+@kernel
+def mix_block_rows(
+    kinds: Any,
+    sources: Any,
+    factors: Any,
+    rows: Any,
+    cols: Any,
+    pitch: Any,
+    out: Any,
+    scratch: Any,
+    scales: Any,
+    sums: Any,
+    is_ue8m0: Any,
+) -> bool:
+    """`mix_blocks` for one row of blocks after the other. factors: (rows of blocks, terms, blocks)."""
+    here = sources.copy()
+    for number in range(factors.shape[0]):
+        first = number * BLOCK
+        high = min(BLOCK, rows - first)
+        if not mix_blocks(
+            kinds,
+            here,
+            factors[number],
+            high,
+            cols,
+            pitch,
+            out + first * pitch,
+            scratch,
+            scales[number],
+            sums,
+            is_ue8m0,
+        ):
+            return False
+        for n in range(kinds.size):
+            here[n] += BLOCK * pitch * NBYTES[kinds[n]]
+    return True

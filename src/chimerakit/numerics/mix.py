@@ -25,6 +25,8 @@ from chimerakit.numerics.kernels import decode_bf16, encode_bf16, kernel, magnit
 F64 = npt.NDArray[np.float64]
 
 _KINDS = {"F32": fused.F32, "F16": fused.F16, "BF16": fused.BF16} | dict.fromkeys(FP8_BLOCKS, fused.E4M3)
+SCRATCH = fused.SCRATCH
+"""Bytes that kernels need beside their arguments."""
 _LEAST_SQUARE = 2.0**-60
 """A mean of squares to which those that vanish in float32, below 2^-126, add nothing that six digits would show."""
 _LANES = 256
@@ -40,7 +42,7 @@ class Term(NamedTuple):
     data: U8
     """(rows, bytes of a row): the weights as stored."""
     scales: U8 | None = None
-    """The scales of its blocks as stored, for FP8."""
+    """The scales of its blocks as stored, for FP8, one row of blocks after the other."""
     scale_dtype: str | None = None
     """How they are stored: F32 or F8_E8M0."""
 
@@ -61,9 +63,11 @@ def mix(terms: list[Term], shape: tuple[int, int]) -> F32:
 
     A term that does not cover the panel is the caller's mistake. It is refused, as compiled loops check no bounds.
     """
+    if shape[0] > BLOCK and _has_blocks(terms):
+        return np.concatenate([mix(rows, (len(rows[0].data), shape[1])) for rows in _block_rows(terms, shape[0])])
     factors = _factors(terms, shape)
     total = np.empty(shape, np.float32)
-    scratch = _scratch()
+    scratch = np.empty(SCRATCH, np.uint8)
     if all(fused.mix_values(*piece, scratch) for piece in _pieces(terms, factors, shape, total.view(np.uint8))):
         return total
     return _mix_anything(terms, factors, shape)
@@ -77,29 +81,74 @@ def encode(values: F32, storage: str, scale_dtype: str | None, sums: F64) -> Enc
     rows, cols = values.shape
     term = Term("F32", np.float32(1), np.ascontiguousarray(values).view(np.uint8))
     data = np.empty((rows, cols * _nbytes(storage)), np.uint8)
-    return Encoded(data, *mix_into([term], (rows, cols), storage, scale_dtype, data, sums))
+    return Encoded(data, *mix_into([term], (rows, cols), storage, scale_dtype, data, sums, np.empty(SCRATCH, np.uint8)))
 
 
 def mix_into(
-    terms: list[Term], shape: tuple[int, int], storage: str, scale_dtype: str | None, out: U8, sums: F64
+    terms: list[Term], shape: tuple[int, int], storage: str, scale_dtype: str | None, out: U8, sums: F64, scratch: U8
 ) -> tuple[U8 | None, int]:
     """`mix` and `encode` in one, with no float32 panel between them; the child's bytes go to `out`.
 
-    out: (rows, bytes of a row), contiguous, written. sums: (2,) float64, added to as `encode` does. Returns the bytes of
-    the blocks' scales, for FP8, and how many values are NaN or infinite, before or after rounding.
+    A panel of blocks may have any number of rows, and begins with a row of blocks. out: (rows, bytes of a row),
+    contiguous, written. sums: (2,) float64, added to as `encode` does. scratch: SCRATCH
+    bytes, for one thread at a time. Returns the bytes of the blocks' scales, for FP8, and how many values are NaN or infinite, before or after
+    rounding.
     """
     assert out.shape == (shape[0], shape[1] * _nbytes(storage)), f"{out.shape} bytes for {shape} weights"
     assert out.flags.c_contiguous, "compiled loops go by addresses"
+    if shape[0] > BLOCK and _has_blocks(terms, storage):
+        return _mix_block_rows(terms, shape, storage, scale_dtype, out, sums, scratch)
     factors = _factors(terms, shape)
     if storage not in FP8_BLOCKS:
-        if _mix_plain(terms, factors, shape, storage, out, sums):
+        if _mix_plain(terms, factors, shape, storage, out, sums, scratch):
             return None, 0
         return None, _encode_plain(_mix_anything(terms, factors, shape), storage, out, sums)
     scales = np.empty(-(-shape[1] // BLOCK), np.float32)
     is_ue8m0, nonfinite = storage == FP8_BLOCK_UE8M0, 0
-    if not _mix_blocks(terms, factors, shape, out, scales, sums, is_ue8m0=is_ue8m0):
+    if not _mix_blocks(terms, factors[None], shape, out, scales[None], sums, scratch, is_ue8m0=is_ue8m0):
         nonfinite = encode_fp8(_mix_anything(terms, factors, shape), out, scales, sums, is_ue8m0=is_ue8m0)
-    return encode_e8m0(scales) if scale_dtype == "F8_E8M0" else scales.view(np.uint8), nonfinite
+    return _encode_scales(scales, scale_dtype), nonfinite
+
+
+def _has_blocks(terms: list[Term], *storages: str) -> bool:
+    return any(storage in FP8_BLOCKS for storage in (*storages, *(term.storage for term in terms)))
+
+
+def _block_rows(terms: list[Term], rows: int) -> Iterator[list[Term]]:
+    """The terms of each row of blocks of a panel."""
+    count = -(-rows // BLOCK)
+    scales = [None if term.scales is None else term.scales.reshape(count, -1) for term in terms]
+    for number in range(count):
+        here = slice(number * BLOCK, min(rows, (number + 1) * BLOCK))
+        yield [
+            term._replace(data=term.data[here], scales=None if scale is None else scale[number])
+            for term, scale in zip(terms, scales, strict=True)
+        ]
+
+
+def _mix_block_rows(
+    terms: list[Term], shape: tuple[int, int], storage: str, scale_dtype: str | None, out: U8, sums: F64, scratch: U8
+) -> tuple[U8 | None, int]:
+    """`mix_into` for several rows of blocks: at once where all is finite and goes from blocks to blocks."""
+    parts = list(_block_rows(terms, shape[0]))
+    shapes = [(len(part[0].data), shape[1]) for part in parts]
+    if storage in FP8_BLOCKS:
+        scales = np.empty((len(parts), -(-shape[1] // BLOCK)), np.float32)
+        factors = np.stack([_factors(*row) for row in zip(parts, shapes, strict=True)])
+        if _mix_blocks(terms, factors, shape, out, scales, sums, scratch, is_ue8m0=storage == FP8_BLOCK_UE8M0):
+            return _encode_scales(scales.reshape(-1), scale_dtype), 0
+    found, nonfinite = list[U8](), 0
+    for number, row in enumerate(zip(parts, shapes, strict=True)):
+        here = out[number * BLOCK : number * BLOCK + row[1][0]]
+        blocks, count = mix_into(*row, storage, scale_dtype, here, sums, scratch)
+        nonfinite += count
+        if blocks is not None:
+            found.append(blocks)
+    return np.concatenate(found) if found else None, nonfinite
+
+
+def _encode_scales(scales: F32, dtype: str | None) -> U8:
+    return encode_e8m0(scales) if dtype == "F8_E8M0" else scales.view(np.uint8)
 
 
 def decode_scales(data: U8, dtype: str | None) -> F32:
@@ -132,7 +181,7 @@ def _factors(terms: list[Term], shape: tuple[int, int]) -> F32:
         factor[:] = term.share
         if term.storage in FP8_BLOCKS:
             assert term.scales is not None, "FP8 without scales"
-            scales = decode_scales(term.scales, term.scale_dtype)
+            scales = decode_scales(term.scales.reshape(-1), term.scale_dtype)
             assert scales.shape == factor.shape, f"{scales.shape} scales for {cols} columns"
             with np.errstate(all="ignore"):
                 factor *= scales
@@ -149,17 +198,13 @@ class _Piece(NamedTuple):
     sources: npt.NDArray[np.int64]
     """Addresses."""
     factors: F32
-    """(terms, blocks)."""
+    """(terms, blocks), or (rows of blocks, terms, blocks)."""
     rows: int
     cols: int
     pitch: int
     """Weights from one row to the next."""
     out: int
     """An address."""
-
-
-def _scratch() -> U8:
-    return np.empty(fused.SCRATCH, np.uint8)
 
 
 def _pieces(terms: list[Term], factors: F32, shape: tuple[int, int], out: U8) -> Iterator[_Piece]:
@@ -174,7 +219,7 @@ def _pieces(terms: list[Term], factors: F32, shape: tuple[int, int], out: U8) ->
         padded = [_padded(term.data, whole, cols) for term in terms]
         target = _padded(out, whole, cols)
         sources = np.array([data.ctypes.data for data in padded])
-        yield _Piece(kinds, sources, factors[:, -1:].copy(), rows, BLOCK, BLOCK, target.ctypes.data)
+        yield _Piece(kinds, sources, factors[..., -1:].copy(), rows, BLOCK, BLOCK, target.ctypes.data)
         width = out.shape[1] // cols
         out[:, whole * width :] = target[:, : (cols - whole) * width]
 
@@ -188,21 +233,34 @@ def _padded(data: U8, whole: int, cols: int) -> U8:
 
 
 def _mix_blocks(
-    terms: list[Term], factors: F32, shape: tuple[int, int], out: U8, scales: F32, sums: F64, *, is_ue8m0: bool
+    terms: list[Term],
+    factors: F32,
+    shape: tuple[int, int],
+    out: U8,
+    scales: F32,
+    sums: F64,
+    scratch: U8,
+    *,
+    is_ue8m0: bool,
 ) -> bool:
-    """False, with sums as they were, if something is not finite."""
-    scratch, added, start = _scratch(), sums.copy(), 0
+    """False, with sums as they were, if something is not finite.
+
+    factors: (rows of blocks, terms, blocks). scales: (rows of blocks, blocks), written.
+    """
+    added, start = sums.copy(), 0
     for piece in _pieces(terms, factors, shape, out):
-        if not fused.mix_blocks(*piece, scratch, scales[start:], added, is_ue8m0):
+        if not fused.mix_block_rows(*piece, scratch, scales[:, start:], added, is_ue8m0):
             return False
         start = piece.cols // BLOCK
     sums[:] = added
     return True
 
 
-def _mix_plain(terms: list[Term], factors: F32, shape: tuple[int, int], storage: str, out: U8, sums: F64) -> bool:
+def _mix_plain(
+    terms: list[Term], factors: F32, shape: tuple[int, int], storage: str, out: U8, sums: F64, scratch: U8
+) -> bool:
     """False, with sums as they were, if something is not finite, or squares are too small to be summed in float32."""
-    scratch, added = _scratch(), np.zeros(2)
+    added = np.zeros(2)
     for piece in _pieces(terms, factors, shape, out):
         if not fused.mix_plain(*piece, scratch, _KINDS[storage], added):
             return False

@@ -7,7 +7,7 @@ Tests hold this against processes that merge tensors of gigabytes.
 
 from chimerakit.dtypes import BLOCK, FP8_BLOCKS, numel_of
 from chimerakit.errors import PlanError
-from chimerakit.plan.panels import BLOCKED_COLS, FLAT_WEIGHTS
+from chimerakit.plan.panels import cut
 from chimerakit.records import Plan, Row
 from chimerakit.stores.local import CHUNK
 from chimerakit.stores.part import STAGE
@@ -54,6 +54,6 @@ def _panel_nbytes(row: Row) -> int:
     """Each parent's panel, the float32 sum, its scaled copy and its encoding; and all block scales of the unit."""
     weights = numel_of(row.outputs[0].shape)
     is_blocked = any(storage in FP8_BLOCKS for storage in (row.storage, *(part.storage for part in row.inputs)))
-    most = BLOCK * min(row.outputs[0].shape[-1], BLOCKED_COLS) if is_blocked else FLAT_WEIGHTS
+    most = cut(row.outputs[0].shape, is_blocked=is_blocked).most
     scales = 4 * weights // BLOCK**2 if is_blocked else 0
-    return min(weights, most) * (12 + 4 * len(row.inputs)) + scales * (1 + len(row.inputs))
+    return most * (12 + 4 * len(row.inputs)) + scales * (1 + len(row.inputs))

@@ -1,7 +1,7 @@
 """How a weight matrix is cut into panels, so that memory does not depend on a tensor's size.
 
-Numbers in blocks go by 128 rows, as wide as the matrix unless that is very wide; any others go by a run of weights in
-storage order. The cuts are fixed, so that sums over a tensor do not depend on threads or memory.
+Numbers in blocks go by 128 rows, or some times that, as wide as the matrix unless that is very wide; any others go by a
+run of weights in storage order. The cuts are fixed, so that sums over a tensor do not depend on threads or memory.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,8 @@ from chimerakit.dtypes import BLOCK, numel_of
 
 BLOCKED_COLS = 1 << 15
 """Columns of a panel of blocks at most."""
+BLOCKED_WEIGHTS = 1 << 21
+"""Weights of a panel of blocks, if it has more than one row of them."""
 FLAT_WEIGHTS = 1 << 20
 """Weights of a panel that knows no blocks."""
 
@@ -32,14 +34,22 @@ class Cut(NamedTuple):
     is_blocked: bool
 
     @property
+    def _sides(self) -> tuple[int, int]:
+        """Rows and columns of a panel at most."""
+        if not self.is_blocked:
+            return 1, FLAT_WEIGHTS
+        wide = max(1, min(self.cols, BLOCKED_COLS))
+        return BLOCK * max(1, BLOCKED_WEIGHTS // (BLOCK * wide)) if wide == self.cols else BLOCK, wide
+
+    @property
     def most(self) -> int:
         """Weights of the largest panel."""
-        high, wide = (BLOCK, BLOCKED_COLS) if self.is_blocked else (1, FLAT_WEIGHTS)
+        high, wide = self._sides
         return min(high, self.rows) * min(wide, self.cols)
 
     def panels(self) -> Iterator[Panel]:
         """All panels, row by row."""
-        high, wide = (BLOCK, BLOCKED_COLS) if self.is_blocked else (1, FLAT_WEIGHTS)
+        high, wide = self._sides
         for row in range(0, self.rows, high):
             for col in range(0, self.cols, wide):
                 yield Panel(row, min(high, self.rows - row), col, min(wide, self.cols - col))

@@ -11,8 +11,8 @@ R = TypeVar("R")
 
 
 def default_threads() -> int:
-    """One more than the cores that this process may use, as now and then one waits for the disk."""
-    return len(os.sched_getaffinity(0)) + 1
+    """Two more than the cores that this process may use, as always some wait for the disk."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 def run_threads(function: Callable[[J], R], jobs: Sequence[J], *, threads: int, stop: threading.Event) -> Iterator[R]:
