@@ -5,7 +5,6 @@ TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 READY  := .venv/.ready
 PEER   := build/mergekit/.ready
-KERNELS := .venv/.kernels
 
 .PHONY: demo test check prove bench docs clean
 
@@ -13,7 +12,7 @@ demo: $(READY)
 	$(BIN)/chimerakit demo
 
 # Quick suite by default; everything when CI is set.
-test: $(READY) $(KERNELS) check
+test: $(READY) check
 	$(BIN)/pytest $(if $(CI),,-m "not slow")
 
 check: $(READY)
@@ -22,11 +21,11 @@ check: $(READY)
 	$(BIN)/mypy
 
 # Proofs that take longer (about an hour on two cores); their dated results stand in docs/prove.md.
-prove: $(READY) $(KERNELS)
+prove: $(READY)
 	EFFORT=prove $(BIN)/pytest --durations=15
 
 # Ratios measured on this machine, in at most 45 minutes (QUICK=1: ten); the table goes to benchmarks/results.
-bench: $(READY) $(KERNELS) $(PEER)
+bench: $(READY) $(PEER)
 	$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(ARGS)
 
 docs: $(READY)
@@ -38,11 +37,6 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -e ".[eval,dev]"
-	@touch $@
-
-# numba keeps compiled kernels as long as their own file is the same, and knows nothing of the files that they import.
-$(KERNELS): $(READY) $(wildcard src/chimerakit/numerics/*.py)
-	rm -f src/chimerakit/numerics/__pycache__/*.nb?
 	@touch $@
 
 # What `make bench` is measured against, in an environment of its own.

@@ -1,5 +1,6 @@
 """One job at a time: it travels as JSON, runs in any order and any number of times, and refuses what can't be mixed."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from chimerakit.plan.ranges import Run
 from chimerakit.records import Job, Receipt, Tensor
 from chimerakit.stores.local import Buffer, Reader
 from tests import naive, synthetic
-from tests.merging import MIX, MIX_ALL, contents, merge, plan_of, receipts, stored, values
+from tests.merging import MIX, MIX_ALL, R1T, contents, merge, plan_of, receipts, stored, values
 
 Pair = dict[str, Path]
 UNIT = "model.layers.1.mlp.experts.2.up_proj.weight"
@@ -122,6 +123,47 @@ def test_a_unit_is_written_byte_for_byte_once(parents: Pair, rules: str, tmp_pat
     assert all((times == 1).all() for times in sink.times.values())
     child = stored(tmp_path / "child")
     assert {name: bytes(data) for name, data in sink.data.items()} == {name: d for name, (_, _, d) in child.items()}
+
+
+@pytest.mark.parametrize("rules", ["", R1T, MIX_ALL])
+def test_neighbours_that_write_directly_share_pages(
+    parents: Pair, rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small jobs side by side, whole pages past the page cache and the ends through it: the bytes of one large job."""
+    merge_parents(plan_of(parents, rules), tmp_path / "whole")
+    opened: list[int] = []
+    real = os.open
+
+    def opening(path: Any, flags: int, mode: int = 0o777) -> int:
+        opened.append(flags)
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setattr("chimerakit.stores.part._DIRECT", 4096)
+    monkeypatch.setattr("chimerakit.stores.part.STAGE", 3 * 4096)
+    merge_parents(plan_of(parents, rules, segment_nbytes=30_000), tmp_path / "cut", threads=4)
+    assert any(flags & os.O_DIRECT for flags in opened)
+    found = {name: data for name, data in contents(tmp_path / "cut").items() if not name.startswith(".")}
+    assert found == contents(tmp_path / "whole")  # what is hidden is not removed while os.open is not the system's
+
+
+def test_linked_files_are_never_opened_for_writing(
+    parents: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --link a file of the child is a parent's own: its bytes are read, for their digests, and that is all."""
+    linked = {path.stat().st_ino for root in parents.values() for path in root.iterdir()}
+    real = os.open
+
+    def opening(path: Any, flags: int, mode: int = 0o777) -> int:
+        fd = real(path, flags, mode)
+        assert os.fstat(fd).st_ino not in linked or not flags & (os.O_WRONLY | os.O_RDWR), path
+        return fd
+
+    plan = plan_of(parents, "- {take: r1, tensors: model.norm.weight}")
+    monkeypatch.setattr(os, "open", opening)
+    merge_parents(plan, tmp_path / "child", link=True)
+    weights = [path for path in (tmp_path / "child").iterdir() if path.suffix == ".safetensors"]
+    assert sum(path.stat().st_nlink == 2 for path in weights) == len(weights) - 1
 
 
 # ------------------------------------------------------------------------------------ very wide matrices

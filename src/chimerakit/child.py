@@ -11,7 +11,9 @@ and last the manifest; then the folder .chimerakit goes. A folder without manife
 import fcntl
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -27,11 +29,11 @@ from chimerakit.records import FileRow, Job, Manifest, OtherFile, Plan, Receipt
 from chimerakit.stores.digest import Hasher, digest_file, digest_of, digest_range
 from chimerakit.stores.local import CHUNK, PART, Reader, read_file
 from chimerakit.stores.part import (
-    PartFile,
     allocated_nbytes,
     finish_file,
     free_nbytes,
     make_folder,
+    new_part,
     sync_folder,
     write_file,
 )
@@ -110,7 +112,9 @@ def _check_place(plan: Plan, path: Path) -> None:
 
 
 def _check_space(plan: Plan, path: Path, linked: Collection[str]) -> None:
-    on_disk = sum(f.stat().st_blocks * 512 for f in path.glob("*") if f.is_file()) if path.is_dir() else 0
+    # What has another name is a parent's too, and takes no space here.
+    there = [f.stat() for f in path.glob("*") if f.is_file()] if path.is_dir() else []
+    on_disk = sum(found.st_blocks * 512 for found in there if found.st_nlink == 1)
     needed, free = _needed(plan, linked) + _SPARE - on_disk, free_nbytes(path)
     if needed > free:
         raise OutputError("too little disk space", where=path, expected=f"{needed} bytes", found=f"{free} bytes free")
@@ -118,18 +122,18 @@ def _check_space(plan: Plan, path: Path, linked: Collection[str]) -> None:
 
 def _needed(plan: Plan, linked: Collection[str]) -> int:
     """Bytes on disk that the child takes at most: what is copied out of a file takes no more than that file does."""
-    copied: dict[Path, int] = {}
+    copied: dict[tuple[str, str], int] = defaultdict(int)
     needed = sum(f.nbytes for f in plan.files) + sum(s.header.nbytes for s in plan.shards if s.name not in linked)
     for row in plan.rows:
-        for number, target in enumerate(row.outputs):
-            if target.file in linked:
-                continue
-            if row.kind != "copy":
-                needed += target.nbytes
-                continue
-            source = Path(plan.parents[row.inputs[0].parent].root, row.inputs[0].tensors[number].file)
-            copied[source] = copied.get(source, 0) + target.nbytes
-    return needed + sum(min(nbytes, allocated_nbytes(source)) for source, nbytes in copied.items())
+        if row.kind != "copy":
+            needed += row.nbytes
+            continue
+        part = row.inputs[0]
+        for source, target in zip(part.tensors, row.outputs, strict=True):
+            if target.file not in linked:
+                copied[part.parent, source.file] += target.nbytes
+    allocated = {key: allocated_nbytes(Path(plan.parents[key[0]].root, key[1])) for key in copied}
+    return needed + sum(min(nbytes, allocated[key]) for key, nbytes in copied.items())
 
 
 def _foreign(path: Path, names: Iterable[str]) -> list[str]:
@@ -194,8 +198,31 @@ def _signatures(plan: Plan) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def clean_up(path: Path) -> None:
-    """Remove what a kill right after the manifest may have left beside a finished child."""
+    """Remove the workspace. The caller holds the lock."""
     shutil.rmtree(path / WORKSPACE, ignore_errors=True)
+
+
+def sweep(path: Path) -> None:
+    """Remove what a kill right after the manifest may have left beside a finished child, if nobody works on it."""
+    lock = _take_lock(path)
+    try:
+        if is_finished(path):
+            clean_up(path)
+    finally:
+        os.close(lock)
+
+
+def _take_lock(path: Path) -> int:
+    """A descriptor that holds the folder's lock until it is closed, however this process ends."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        os.close(fd)
+        is_taken = isinstance(e, BlockingIOError)
+        what = "another process is working on this folder" if is_taken else f"can't be locked: {e.strerror}"
+        raise OutputError(what, where=path) from e
+    return fd
 
 
 def _begun(path: Path) -> _Begun | None:
@@ -222,7 +249,7 @@ class Child:
         self._workspace = path / WORKSPACE
         self._receipts = self._workspace / "receipts"
         make_folder(path)
-        self._lock = self._take_lock()
+        self._lock = _take_lock(path)
         try:
             self._begin(force=force)
             make_folder(self._receipts)  # refuses a link, through which receipts would be saved elsewhere
@@ -230,17 +257,6 @@ class Child:
         except BaseException:
             self.close()
             raise
-
-    def _take_lock(self) -> int:
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            os.close(fd)
-            is_taken = isinstance(e, BlockingIOError)
-            what = "another process is working on this folder" if is_taken else f"can't be locked: {e.strerror}"
-            raise OutputError(what, where=self.path) from e
-        return fd
 
     def close(self) -> None:
         """Let others work on the folder."""
@@ -401,7 +417,7 @@ class Child:
     def _write_text(self, name: str, data: bytes) -> OtherFile:
         hasher = Hasher(sha256=self._sha256)
         hasher.update(data)
-        write_file(self.path / name, data)
+        write_file(self.path / name, data, below=self.path)
         return OtherFile(len(data), hasher.xxh3, hasher.sha256)
 
     def _write_other(self, row: FileRow) -> OtherFile:
@@ -410,10 +426,7 @@ class Child:
         parent, source = self._plan.parents[row.parent or ""], row.source or ""
         reader = Reader(Path(parent.root, source), parent.signatures[source])
         target, hasher = self.path / row.name, Hasher(sha256=self._sha256)
-        make_folder(target.parent)
-        target.with_name(target.name + PART).unlink(missing_ok=True)
-        part = PartFile(target, reader.nbytes)
-        try:
+        with closing(reader), closing(new_part(target, reader.nbytes, below=self.path)) as part:
             for piece in reader.pieces(0, reader.nbytes, memoryview(bytearray(CHUNK))):
                 if piece.data is None:
                     hasher.update_zeros(piece.nbytes)
@@ -422,8 +435,5 @@ class Child:
                     hasher.update(piece.data)
             reader.check_unchanged()
             part.sync()
-        finally:
-            part.close()
-            reader.close()
         finish_file(target)
         return OtherFile(reader.nbytes, hasher.xxh3, hasher.sha256)

@@ -200,7 +200,10 @@ class _Files(Digests):
 
     def copy(self, run: Run, reader: Reader) -> None:
         """Share what the file system can share with the parent's file, move the rest."""
-        first, last = (0, run.nbytes) if run.target in self._job.linked else self._clone(run, reader)
+        if run.target in self._job.linked:  # a parent's own file: read, never opened for writing
+            self._look(run, reader, 0, run.nbytes)
+            return
+        first, last = self._clone(run, reader)
         self._move(run, reader, 0, first)
         self._look(run, reader, first, last)
         self._move(run, reader, last, run.nbytes)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from chimerakit.child import Child, check_output, clean_up, is_finished
+from chimerakit.child import Child, check_output, is_finished, sweep
 from chimerakit.errors import OutputError
 from chimerakit.events import FileDone, JobDone, Listener, Said, ignore, one_at_a_time
 from chimerakit.execute import Digests, Inputs, Report, make_units, run_job
@@ -81,7 +81,7 @@ def check_finished(plan: Plan, output: Path) -> None:
 
 
 def _is_there_already(plan: Plan, output: Path, tell: Listener, *, sha256: bool) -> Merged:
-    clean_up(output)
+    sweep(output)
     manifest = read_manifest(output)
     if sha256 and any(made.sha256 is None for made in manifest.units):
         raise OutputError("this child is there already, without sha256", where=output, do="--force makes it again")

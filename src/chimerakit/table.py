@@ -28,8 +28,10 @@ from chimerakit.errors import PlanError
 from chimerakit.events import Listener, ignore
 from chimerakit.execute import Inputs, Report, Source
 from chimerakit.formats import open_checkpoint
+from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
 from chimerakit.plan.panels import Panel, cut
 from chimerakit.records import COMPONENTS, Checkpoint, Component, Role, Unit
+from chimerakit.runners.local import default_threads
 from chimerakit.scan import Pair, ScanUnit, equal_pairs, scan, scan_units
 
 if TYPE_CHECKING:
@@ -100,11 +102,13 @@ def verify_table(
     *,
     codes: bool = False,
     threads: int | None = None,
+    max_memory: int = MAX_MEMORY,
     listener: Listener = ignore,
 ) -> Table:
     """Compare every unit of a child with those of its suspected parents.
 
-    The first parent counts as the base. Raises PlanError for a parent of another architecture, or one named "child".
+    The first parent counts as the base. threads: jobs at a time, at most; as many as max_memory (bytes) allows. Raises
+    PlanError for a parent of another architecture, or one named "child", or if one job needs more memory.
     """
     if CHILD in parents:
         raise PlanError([f"a parent can't be called {CHILD!r} here"], _REFUSED)
@@ -122,6 +126,8 @@ def verify_table(
         }
         return _row(unit, tuple(parents), problems, inputs, report, codes=codes)
 
+    most = max((cut(u.shape, is_blocked=len(u.shape) == 2).most for u in units[CHILD].values()), default=0)
+    threads = scan_threads_within(len(mine), most, len(sides), max_memory, threads or default_threads())
     found = {unit.name: row for unit, row in scan("comparing", ask, sides, mine, threads=threads, listener=listener)}
     missing = {name: tuple(u for u in units[name] if u not in units[CHILD]) for name in parents}
     return Table(tuple(parents), codes, tuple(found[unit.name] for unit in mine), missing)

@@ -1,5 +1,7 @@
 """The scalar building blocks, against torch and ml_dtypes over everything that can go wrong."""
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from chimerakit.numerics import kernels
+from chimerakit.numerics.fused import mix_blocks
 
 F32 = npt.NDArray[np.float32]
 CODES = np.arange(256, dtype=np.uint8)
@@ -177,3 +180,10 @@ def test_bits_of_float_and_float_of_bits_are_inverse() -> None:
     found = np.empty_like(values)
     _round_trip(values, found)
     assert np.array_equal(found.view(np.uint32), values.view(np.uint32))
+
+
+def test_machine_code_is_kept_under_the_digest_of_all_sources() -> None:
+    """A change in any source of numerics is another place for compiled kernels, so that no old code can run."""
+    folder = Path(kernels.__file__).parent
+    text = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    assert hashlib.sha256(text).hexdigest()[:16] in Path(mix_blocks.stats.cache_path).parts  # type: ignore[attr-defined]

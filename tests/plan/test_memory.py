@@ -52,7 +52,7 @@ def test_fewer_jobs_run_where_memory_is_short() -> None:
     with pytest.raises(PlanError) as refused:
         threads_within(plan, least - 1, 1)
     assert str(refused.value) == (
-        "there is too little memory for this plan: 1 problem\n"
+        "there is too little memory for this: 1 problem\n"
         f"  1. one job at a time takes up to {least / MB:.0f} MB; {(least - 1) / MB:.0f} MB are allowed"
     )
 

@@ -48,3 +48,10 @@ def test_number_of_panels(shape: tuple[int, ...], is_blocked: bool, count: int, 
     if is_in_order:
         ends = [(p.row * whole.cols + p.col, p.rows * p.cols) for p in panels]
         assert all(start + size == following for (start, size), (following, _) in itertools.pairwise(ends))
+
+
+@pytest.mark.parametrize("cols", [1, 32, 127, 129, 7168])
+def test_panels_stay_small_when_their_edges_are_filled_up(cols: int) -> None:
+    """Kernels fill ragged blocks up to 128 columns, so a narrow matrix has lower panels than its weights would allow."""
+    padded = -(-cols // 128) * 128
+    assert max(p.rows * padded for p in cut((1 << 22, cols), is_blocked=True).panels()) <= 1 << 21

@@ -1,6 +1,7 @@
 """Files on this machine, written: whole or not at all, in large pieces past the page cache where that can be done."""
 
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -393,3 +394,32 @@ def test_a_file_system_without_clones_says_so_once(tmp_path: Path, monkeypatch: 
     assert len(asked) == 1
     file.close()
     reader.close()
+
+
+def test_a_kernel_without_huge_pages_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for huge pages is a wish: where there are none, a stage is made and written all the same."""
+
+    class Memory(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Memory)
+    file, stage = PartFile(tmp_path / "out", 100), Stage()
+    stage.write(file, 0, memoryview(bytes(range(100))))
+    stage.flush()
+    file.close()
+    assert (tmp_path / "out.part").read_bytes() == bytes(range(100))
+
+
+def test_no_folder_is_made_through_a_link_further_up(tmp_path: Path) -> None:
+    """A link between a child's folder and the one that is made is refused; one above the child is the user's own."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "child").mkdir()
+    (tmp_path / "child" / "a").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError) as refused:
+        write_file(tmp_path / "child" / "a" / "b" / "c.json", b"{}", below=tmp_path / "child")
+    assert str(refused.value) == f"{tmp_path / 'child' / 'a'}: {LINK}"
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    write_file(tmp_path / "link" / "child" / "b" / "c.json", b"{}", below=tmp_path / "link" / "child")
+    assert (tmp_path / "elsewhere" / "child" / "b" / "c.json").read_bytes() == b"{}"

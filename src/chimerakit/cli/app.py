@@ -178,7 +178,14 @@ def verify(
         if not parents:
             raise RecipeError("--table compares with parents", where="verify", do="--parent NAME=PATH for each")
         with watching(quiet=quiet) as listener:
-            found = verify_table(child, parents, codes=codes, threads=threads, listener=listener)
+            found = verify_table(
+                child,
+                parents,
+                codes=codes,
+                threads=threads,
+                max_memory=_nbytes(max_memory, "--max-memory"),
+                listener=listener,
+            )
         if is_json:
             show.print_json(show.table_view(found, detail=detail))
         else:

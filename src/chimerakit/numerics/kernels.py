@@ -4,7 +4,9 @@ numba widens uint32 arithmetic to 64 bits, so the bit work is written as LLVM in
 contraction anywhere: every result is the same on every CPU.
 """
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -21,12 +23,24 @@ def _c(value: int) -> ir.Constant:
     return ir.Constant(_I32, value)
 
 
+_SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+_STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
+
+
 def kernel(function: F) -> F:
-    """Compile without the interpreter lock, and keep the machine code on disk where that is possible."""
+    """Compile without the interpreter lock, and keep the machine code on disk where that is possible.
+
+    numba looks for changes only in the file of a kernel itself, and would go on with the machine code of what it is built
+    of as that was before. So the code is kept under a name that stands for all sources here.
+    """
+    kept_in = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(Path(kept_in or Path(__file__).parent / "__pycache__", _STAMP))
     try:
         return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
     except RuntimeError:  # nowhere to keep it: a read-only installation and no home folder
         return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+    finally:
+        numba.config.CACHE_DIR = kept_in
 
 
 def part(function: F) -> F:

@@ -63,6 +63,7 @@ def mix(terms: list[Term], shape: tuple[int, int]) -> F32:
 
     A term that does not cover the panel is the caller's mistake. It is refused, as compiled loops check no bounds.
     """
+    _check(terms, shape)
     if shape[0] > BLOCK and _has_blocks(terms):
         return np.concatenate([mix(rows, (len(rows[0].data), shape[1])) for rows in _block_rows(terms, shape[0])])
     factors = _factors(terms, shape)
@@ -94,6 +95,7 @@ def mix_into(
     bytes, for one thread at a time. Returns the bytes of the blocks' scales, for FP8, and how many values are NaN or infinite, before or after
     rounding.
     """
+    _check(terms, shape)
     assert out.shape == (shape[0], shape[1] * _nbytes(storage)), f"{out.shape} bytes for {shape} weights"
     assert out.flags.c_contiguous, "compiled loops go by addresses"
     if shape[0] > BLOCK and _has_blocks(terms, storage):
@@ -108,6 +110,16 @@ def mix_into(
     if not _mix_blocks(terms, factors[None], shape, out, scales[None], sums, scratch, is_ue8m0=is_ue8m0):
         nonfinite = encode_fp8(_mix_anything(terms, factors, shape), out, scales, sums, is_ue8m0=is_ue8m0)
     return _encode_scales(scales, scale_dtype), nonfinite
+
+
+def _check(terms: list[Term], shape: tuple[int, int]) -> None:
+    """Refuse terms that do not cover a panel: compiled loops go by addresses and check no bounds."""
+    rows, cols = shape
+    assert terms, "a sum of nothing"
+    for term in terms:
+        assert term.data.shape == (rows, cols * _nbytes(term.storage)), f"{term.data.shape} bytes for {shape} weights"
+        assert term.data.flags.c_contiguous, "compiled loops go by addresses"
+        assert term.storage not in FP8_BLOCKS or term.scales is not None, "FP8 without scales"
 
 
 def _has_blocks(terms: list[Term], *storages: str) -> bool:
@@ -168,19 +180,13 @@ def _nbytes(storage: str) -> int:
 
 
 def _factors(terms: list[Term], shape: tuple[int, int]) -> F32:
-    """What stored numbers are multiplied with, term by term: one factor for each 128 columns. (terms, blocks)
-
-    Refuses terms that do not cover the panel.
-    """
-    assert terms, "a sum of nothing"
-    rows, cols = shape
+    """What stored numbers are multiplied with, term by term: one factor for each 128 columns. (terms, blocks)"""
+    cols = shape[1]
     factors = np.empty((len(terms), -(-cols // BLOCK)), np.float32)
     for term, factor in zip(terms, factors, strict=True):
-        assert term.data.shape == (rows, cols * _nbytes(term.storage)), f"{term.data.shape} bytes for {shape} weights"
-        assert term.data.flags.c_contiguous, "compiled loops go by addresses"
         factor[:] = term.share
         if term.storage in FP8_BLOCKS:
-            assert term.scales is not None, "FP8 without scales"
+            assert term.scales is not None
             scales = decode_scales(term.scales.reshape(-1), term.scale_dtype)
             assert scales.shape == factor.shape, f"{scales.shape} scales for {cols} columns"
             with np.errstate(all="ignore"):

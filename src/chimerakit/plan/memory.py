@@ -35,11 +35,22 @@ def threads_within(plan: Plan, max_memory: int, threads: int, *, records: int = 
     records: how often the records of all units are held; a proof holds a manifest that is given and one that is made.
     """
     fixed, each = _needs(plan)
-    fixed += (records - 1) * _ROW * len(plan.rows)
+    return _fit(fixed + (records - 1) * _ROW * len(plan.rows), each, max_memory, threads)
+
+
+def scan_threads_within(num_units: int, weights: int, sides: int, max_memory: int, threads: int) -> int:
+    """The same for reading `num_units` units of some checkpoints, whose panels have at most so many weights; 0 weights for
+    reading bytes only."""
+    # Of a panel: bytes, float32 and float64 of each side, and the float64 of a base and of a child beside them.
+    each = 2 * CHUNK * sides + weights * (4 + 4 + 16) * sides + weights * 16
+    return _fit((_MIXING if weights else _COPYING) + _ROW * num_units * sides, each, max_memory, threads)
+
+
+def _fit(fixed: int, each: int, max_memory: int, threads: int) -> int:
     if fixed + each > max_memory:
         raise PlanError(
             [f"one job at a time takes up to {(fixed + each) / 1e6:.0f} MB; {max_memory / 1e6:.0f} MB are allowed"],
-            "there is too little memory for this plan",
+            "there is too little memory for this",
         )
     return min(threads, (max_memory - fixed) // each)
 

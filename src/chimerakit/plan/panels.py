@@ -39,7 +39,8 @@ class Cut(NamedTuple):
         if not self.is_blocked:
             return 1, FLAT_WEIGHTS
         wide = max(1, min(self.cols, BLOCKED_COLS))
-        return BLOCK * max(1, BLOCKED_WEIGHTS // (BLOCK * wide)) if wide == self.cols else BLOCK, wide
+        padded = -(-wide // BLOCK) * BLOCK  # kernels fill ragged blocks up
+        return BLOCK * max(1, BLOCKED_WEIGHTS // (BLOCK * padded)) if wide >= self.cols else BLOCK, wide
 
     @property
     def most(self) -> int:

@@ -13,7 +13,7 @@ import errno
 import mmap
 import os
 import shutil
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from chimerakit.errors import OutputError
@@ -149,7 +149,8 @@ class Stage:
 
     def __init__(self) -> None:
         memory = mmap.mmap(-1, STAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)  # a direct write pins its pages, and there are 512 times fewer of these
+        with suppress(OSError):  # a direct write pins its pages; where huge ones exist, there are 512 times fewer
+            memory.madvise(mmap.MADV_HUGEPAGE)
         self._memory = memoryview(memory)
         self._part: PartFile | None = None
         self._start = self._end = 0
@@ -196,26 +197,32 @@ def finish_file(path: Path) -> None:
         raise _refuse(path, e) from e
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a whole small file: never half, never through a symlink."""
+def new_part(path: Path, nbytes: int, *, below: Path | None = None) -> PartFile:
+    """A part file that begins empty, whatever an earlier call left; its folder is made where `below` is given."""
+    if below is not None:
+        make_folder(path.parent, below)
     part = path.with_name(path.name + PART)
     try:
         part.unlink(missing_ok=True)
     except OSError as e:
         raise _refuse(part, e) from e
-    file = PartFile(path, len(data))
-    try:
+    return PartFile(path, nbytes)
+
+
+def write_file(path: Path, data: bytes, *, below: Path | None = None) -> None:
+    """Write a whole small file: never half, never through a symlink."""
+    with closing(new_part(path, len(data), below=below)) as file:
         file.write(data, 0)
         file.sync()
-    finally:
-        file.close()
     finish_file(path)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it; refuses a symlink in its place."""
-    if path.is_symlink():
-        raise OutputError("is a symbolic link; output is never written through one", where=path, do="remove it")
+def make_folder(path: Path, below: Path | None = None) -> None:
+    """Make a folder and those above it; refuses a symlink in its place, or between it and the folder `below`."""
+    above = () if below is None else [p for p in path.parents if below in p.parents]
+    for folder in (path, *above):
+        if folder.is_symlink():
+            raise OutputError("is a symbolic link; output is never written through one", where=folder, do="remove it")
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -24,9 +24,10 @@ def reserve(fd: int, start: int, nbytes: int) -> bool:
     fallocate(2), not posix_fallocate(3), which writes into every block where the file system can't do it.
     Raises OSError, for example for a full disk.
     """
-    if _libc.fallocate(fd, 0, start, nbytes) == 0:
-        return True
-    return _is_done(ctypes.get_errno())
+    while _libc.fallocate(fd, 0, start, nbytes) != 0:
+        if (number := ctypes.get_errno()) != errno.EINTR:  # a signal, such as Ctrl-Z, on a memory file system
+            return _is_done(number)
+    return True
 
 
 def clone_range(source: int, source_start: int, nbytes: int, target: int, target_start: int) -> bool:

@@ -17,7 +17,7 @@ from chimerakit.errors import ChimerakitError
 from chimerakit.events import Listener, ignore, one_at_a_time
 from chimerakit.formats import open_checkpoint
 from chimerakit.manifest import read_manifest
-from chimerakit.plan.memory import MAX_MEMORY
+from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
 from chimerakit.records import Checkpoint, Finding, Findings
 from chimerakit.runners.local import default_threads
 from chimerakit.verify.disk import check_digests, check_files, check_headers, check_names
@@ -53,6 +53,7 @@ def verify_child(
         return _sum_up(path, findings, 0)
     threads = threads or default_threads()
     if parents is None:
+        threads = scan_threads_within(len(manifest.units), 0, 1, max_memory, threads)
         findings += check_digests(child, manifest, threads, one_at_a_time(listener))
     else:
         findings += check_parents(child, manifest, parents, threads, max_memory, one_at_a_time(listener))
