@@ -30,6 +30,7 @@ from chimerakit.stores.digest import Hasher, digest_file, digest_of, digest_rang
 from chimerakit.stores.local import CHUNK, PART, Reader, read_file
 from chimerakit.stores.part import (
     allocated_nbytes,
+    can_share,
     finish_file,
     free_nbytes,
     make_folder,
@@ -115,13 +116,21 @@ def _check_space(plan: Plan, path: Path, linked: Collection[str]) -> None:
     # What has another name is a parent's too, and takes no space here.
     there = [f.stat() for f in path.glob("*") if f.is_file()] if path.is_dir() else []
     on_disk = sum(found.st_blocks * 512 for found in there if found.st_nlink == 1)
-    needed, free = _needed(plan, linked) + _SPARE - on_disk, free_nbytes(path)
+    free = free_nbytes(path)
+    needed = _needed(plan, linked, sharing=()) + _SPARE - on_disk
+    if needed > free:
+        sharing = [n for n, c in plan.parents.items() if c.shards and can_share(Path(c.root, c.shards[0].name), path)]
+        needed = _needed(plan, linked, sharing) + _SPARE - on_disk
     if needed > free:
         raise OutputError("too little disk space", where=path, expected=f"{needed} bytes", found=f"{free} bytes free")
 
 
-def _needed(plan: Plan, linked: Collection[str]) -> int:
-    """Bytes on disk that the child takes at most: what is copied out of a file takes no more than that file does."""
+def _needed(plan: Plan, linked: Collection[str], sharing: Collection[str]) -> int:
+    """Bytes on disk that the child takes at most: what is copied out of a file takes no more than that file does.
+
+    sharing: parents whose blocks the child can share. What it can't share of them (unlike offsets, ends of pages) a full
+    disk tells while it is written.
+    """
     copied: dict[tuple[str, str], int] = defaultdict(int)
     needed = sum(f.nbytes for f in plan.files) + sum(s.header.nbytes for s in plan.shards if s.name not in linked)
     for row in plan.rows:
@@ -130,7 +139,7 @@ def _needed(plan: Plan, linked: Collection[str]) -> int:
             continue
         part = row.inputs[0]
         for source, target in zip(part.tensors, row.outputs, strict=True):
-            if target.file not in linked:
+            if target.file not in linked and part.parent not in sharing:
                 copied[part.parent, source.file] += target.nbytes
     allocated = {key: allocated_nbytes(Path(plan.parents[key[0]].root, key[1])) for key in copied}
     return needed + sum(min(nbytes, allocated[key]) for key, nbytes in copied.items())

@@ -91,6 +91,24 @@ def test_a_copied_child_shares_its_blocks_with_its_parents(xfs: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_a_child_that_shares_needs_no_space_of_its_own(xfs: Path) -> None:
+    """On a disk that could not hold the child a second time, a copy is made, and a mix is refused."""
+    pair = make_pair(xfs, shards=3)
+    size = sum(file.stat().st_size for file in pair["v3"].iterdir())
+    free = os.statvfs(xfs)
+    os.posix_fallocate(
+        filler := os.open(xfs / "filler", os.O_CREAT | os.O_RDWR),
+        0,
+        free.f_bavail * free.f_frsize - (20 << 20) - size // 2,
+    )
+    os.close(filler)
+    merge(pair, R1T, xfs / "child")
+    assert verify_child(xfs / "child").ok
+    with pytest.raises(OutputError, match="too little disk space"):
+        merge(pair, MIX.replace("routed_experts", "all"), xfs / "mixed")
+
+
+@pytest.mark.slow
 def test_parents_do_not_change_with_a_child_that_shares_their_blocks(xfs: Path) -> None:
     """Whether it is made again, mixed over, written to or deleted."""
     pair = make_pair(xfs, shards=2)

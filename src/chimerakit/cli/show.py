@@ -108,7 +108,7 @@ def plan_view(plan: Plan, output: Path | None, threads: int | None, max_memory: 
         weight_files=len(plan.shards),
         output_nbytes=plan.output_nbytes,
         free_nbytes=None if output is None else free_nbytes(output),
-        copy_ranges=len(copy_runs(row for row in plan.rows if row.kind == "copy")),
+        copy_ranges=sum(len(copy_runs(r for r in plan.rows[a:b] if r.kind == "copy")) for a, b in plan.segments),
         jobs=len(plan.segments),
         jobs_at_a_time=threads,
         peak_memory=peak_memory(plan, threads),

@@ -252,3 +252,20 @@ def free_nbytes(path: Path) -> int:
 def allocated_nbytes(path: Path) -> int:
     """Bytes that a file takes on its disk; fewer than it has where there are holes in it."""
     return path.stat().st_blocks * 512
+
+
+def can_share(source: Path, folder: Path) -> bool:
+    """Whether files in a folder, which may not exist yet, can share blocks with a file: tried in one without a name."""
+    while not folder.exists():
+        folder = folder.parent
+    reader = Reader(source)
+    try:
+        target = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            return reader.nbytes >= PAGE and clone_range(reader.fileno(), 0, PAGE, target, 0)
+        finally:
+            os.close(target)
+    except OSError:
+        return False
+    finally:
+        reader.close()
