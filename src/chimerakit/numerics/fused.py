@@ -15,7 +15,7 @@ import numpy as np
 
 from chimerakit.dtypes import BLOCK
 from chimerakit.numerics.fp8 import scale_of
-from chimerakit.numerics.kernels import kernel, part
+from chimerakit.numerics.kernels import inlined, kernel
 from chimerakit.numerics.lanes import (
     LANES,
     add,
@@ -56,13 +56,13 @@ _ROWS_AHEAD, _BYTES_AHEAD = 4, 4096
 """How far ahead of the work memory is asked for: far enough to have come, not so far that it is gone again."""
 
 
-@part
+@inlined
 def _prefetch(address: Any, nbytes: Any) -> None:
     for j in range(0, nbytes, _CACHE_LINE):
         prefetch(address + j)
 
 
-@part
+@inlined
 def _prefetch_to_write(address: Any) -> None:
     for j in range(0, BLOCK, _CACHE_LINE):
         prefetch_to_write(address + j)
@@ -71,7 +71,7 @@ def _prefetch_to_write(address: Any) -> None:
 def _adder(load_lanes: Callable[..., Any], nbytes: int, unit: float = 1) -> Callable[..., None]:
     one = np.float32(unit)
 
-    @part
+    @inlined
     def add_numbers(line: Any, width: Any, source: Any, factors: Any, is_first: Any, ahead: Any) -> None:
         """line (width float32 at an address) = or += factor * unit * number."""
         for k in range(width // BLOCK):
@@ -91,7 +91,7 @@ _add_f32, _add_f16, _add_bf16 = _adder(load, 4), _adder(load_f16, 2), _adder(loa
 _add_halves = _adder(load_f16, 2, unit=256)
 
 
-@part
+@inlined
 def _add_codes(line: Any, width: Any, source: Any, factors: Any, is_first: Any, halves: Any, ahead: Any) -> bool:
     """The same for e4m3 codes; False if that needs more than numbers."""
     for j in range(0, width, BLOCK):
@@ -103,7 +103,7 @@ def _add_codes(line: Any, width: Any, source: Any, factors: Any, is_first: Any, 
     return True
 
 
-@part
+@inlined
 def _mix_line(
     kinds: Any, sources: Any, factors: Any, at: Any, col: Any, width: Any, line: Any, halves: Any, ahead: Any
 ) -> bool:
@@ -126,13 +126,13 @@ def _mix_line(
     return True
 
 
-@part
+@inlined
 def _aligned(scratch: Any) -> Any:
     """The first address in it that starts a line of the cache: wide loads that straddle two cost double."""
     return (scratch.ctypes.data + _CACHE_LINE - 1) // _CACHE_LINE * _CACHE_LINE
 
 
-@part
+@inlined
 def _clear(address: Any, width: Any) -> None:
     for j in range(0, width, LANES):
         store(address + 4 * j, spread(np.float32(0)))
@@ -156,7 +156,7 @@ def mix_values(
 
 
 def _storer(store_lanes: Callable[..., Any], nbytes: int) -> Callable[..., None]:
-    @part
+    @inlined
     def store_numbers(line: Any, width: Any, out: Any, errors: Any, powers: Any) -> None:
         error, power = spread(np.float32(0)), spread(np.float32(0))
         for j in range(0, width, LANES):
@@ -173,7 +173,7 @@ _store_f32, _store_f16, _store_bf16 = _storer(store_f32, 4), _storer(store_f16, 
 
 
 def _mixer(load_lanes: Callable[..., Any], store_lanes: Callable[..., Any], nbytes: int) -> Callable[..., None]:
-    @part
+    @inlined
     def mix_run(sources: Any, factors: Any, at: Any, width: Any, out: Any, errors: Any, powers: Any) -> None:
         error, power = spread(np.float32(0)), spread(np.float32(0))
         for j in range(nbytes * at, nbytes * (at + width), _CACHE_LINE):
@@ -192,7 +192,7 @@ def _mixer(load_lanes: Callable[..., Any], store_lanes: Callable[..., Any], nbyt
     return mix_run
 
 
-@part
+@inlined
 def _store_line(kind: Any, line: Any, width: Any, out: Any, at: Any, errors: Any, powers: Any) -> None:
     if kind == BF16:
         _store_bf16(line, width, out + 2 * at, errors, powers)
@@ -206,7 +206,7 @@ _mix_f32, _mix_f16 = _mixer(load, store_f32, 4), _mixer(load_f16, store_f16, 2)
 _mix_bf16 = _mixer(load_bf16, store_bf16, 2)
 
 
-@part
+@inlined
 def _mix_alike(kind: Any, sources: Any, factors: Any, at: Any, width: Any, out: Any, errors: Any, powers: Any) -> None:
     """Sources that are all stored as the result: in one go, which is what keeps up with memory."""
     if kind == BF16:
@@ -259,7 +259,7 @@ def mix_plain(
 # ---------------------------------------------------------------------------------------------- FP8 blocks
 
 
-@part
+@inlined
 def _note_largest(line: Any, most: Any) -> None:
     """Sixteen largest magnitudes of 128 columns, row by row."""
     found = load(most)
@@ -268,7 +268,7 @@ def _note_largest(line: Any, most: Any) -> None:
     store(most, found)
 
 
-@part
+@inlined
 def _encode_line(line: Any, inverse: Any, out: Any, errors: Any, powers: Any) -> None:
     """Codes of 128 float32, their squared errors and squared values added to a float32 for each column."""
     inverses = spread(inverse)

@@ -43,7 +43,7 @@ def kernel(function: F) -> F:
         numba.config.CACHE_DIR = kept_in
 
 
-def part(function: F) -> F:
+def inlined(function: F) -> F:
     """A part of kernels, compiled into each of them."""
     return numba.njit(nogil=True, forceinline=True)(function)  # type: ignore[no-any-return]
 
