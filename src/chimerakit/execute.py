@@ -61,20 +61,23 @@ def run_job(job: Job, report: Report) -> Receipt:
         files.reserve(row for row in job.rows if row.kind != "copy")
         made = []
         for row, result in make_units(job.rows, inputs, files, allow_nonfinite=job.allow_nonfinite):
-            digests = {t.name: files.digest(t) for t in row.outputs}
-            made.append(
-                Made(
-                    unit=row.unit,
-                    outcome=result.outcome,
-                    digests={name: found.xxh3 for name, found in digests.items()},
-                    sha256={name: found.sha256 or "" for name, found in digests.items()} if job.sha256 else None,
-                    rms_error=result.rms_error,
-                    nonfinite=result.nonfinite,
-                )
-            )
+            made.append(made_of(row, result, files, sha256=job.sha256))
         inputs.check_unchanged()
         files.sync()
     return Receipt(job.id, job.nbytes, headers, tuple(made))
+
+
+def made_of(row: Row, result: Result, sink: "Digests", *, sha256: bool) -> Made:
+    """What became of a unit that a sink has taken."""
+    digests = {t.name: sink.digest(t) for t in row.outputs}
+    return Made(
+        unit=row.unit,
+        outcome=result.outcome,
+        digests={name: found.xxh3 for name, found in digests.items()},
+        sha256={name: found.sha256 or "" for name, found in digests.items()} if sha256 else None,
+        rms_error=result.rms_error,
+        nonfinite=result.nonfinite,
+    )
 
 
 class Inputs:

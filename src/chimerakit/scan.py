@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from chimerakit.events import Listener, one_at_a_time
 from chimerakit.execute import Inputs, Report
+from chimerakit.plan import SEGMENT_NBYTES
 from chimerakit.records import Checkpoint, Input, Role, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.runners.watched import run_watched
@@ -20,8 +21,6 @@ from chimerakit.stores.system import same_bytes
 
 R = TypeVar("R")
 Pair = tuple[str, str]
-
-SEGMENT_NBYTES = 256 << 20
 
 
 class ScanUnit(Struct, frozen=True):

@@ -62,7 +62,12 @@ class PartFile:
 
     def write(self, data: Buffer, start: int) -> None:
         """Put bytes at an offset."""
-        self._write(self._fd, memoryview(data).cast("B"), start)
+        view, done = memoryview(data).cast("B"), 0
+        try:
+            while done < len(view):
+                done += os.pwrite(self._fd, view[done:], start + done)
+        except OSError as e:
+            raise _refuse(self.part, e) from e
 
     def write_aligned(self, data: memoryview, start: int) -> None:
         """Put bytes at an offset that lies as far behind a page's beginning as they do in memory; whole pages directly."""
@@ -92,14 +97,6 @@ class PartFile:
             return False
         self.write(data[done:], start + done)
         return True
-
-    def _write(self, fd: int, data: memoryview, start: int) -> None:
-        done = 0
-        try:
-            while done < len(data):
-                done += os.pwrite(fd, data[done:], start + done)
-        except OSError as e:
-            raise _refuse(self.part, e) from e
 
     def reserve(self, start: int, nbytes: int) -> None:
         """Take the space of a range before it is written, where that can be done."""

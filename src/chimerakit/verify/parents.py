@@ -10,7 +10,7 @@ from chimerakit.card import write_card
 from chimerakit.child import CARD
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener
-from chimerakit.execute import Digests, Inputs, Report, make_units, new_header
+from chimerakit.execute import Digests, Inputs, Report, made_of, make_units, new_header
 from chimerakit.manifest import MANIFEST, is_as_encoded, make_manifest, parent_record
 from chimerakit.plan import make_jobs, make_plan
 from chimerakit.plan.memory import threads_within
@@ -217,16 +217,8 @@ def _prove_job(job: Job, report: Report) -> list[_Proven]:
     proven = []
     with Inputs(job.roots, job.signatures, report) as inputs, _Comparison(job, report) as comparison:
         for row, result in make_units(job.rows, inputs, comparison, allow_nonfinite=job.allow_nonfinite):
-            digests = {t.name: comparison.digest(t) for t in row.outputs}
-            made = Made(
-                row.unit,
-                result.outcome,
-                {name: found.xxh3 for name, found in digests.items()},
-                {name: found.sha256 or "" for name, found in digests.items()} if job.sha256 else None,
-                result.rms_error,
-                result.nonfinite,
-            )
-            unlike = {name: comparison.unlike[name] for name in digests if name in comparison.unlike}
+            made = made_of(row, result, comparison, sha256=job.sha256)
+            unlike = {name: comparison.unlike[name] for name in made.digests if name in comparison.unlike}
             proven.append(_Proven(made, unlike))
         inputs.check_unchanged()
     return proven
