@@ -67,6 +67,14 @@ def merge_command(pair: dict[str, Path], child: Path) -> list[str]:
     return ["merge", *parents, "--base=v3", "--mix=r1:routed_experts=0.75", f"--output={child}", "--threads=2"]
 
 
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Ctrl-C is not ignored, also where the tests themselves run in the background of a shell: processes inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @contextmanager
 def started(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
     """A process of python, killed in the end if it still runs."""
