@@ -8,6 +8,7 @@ tuples, they can be in no cycle, and the collector would walk through all of the
 """
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -26,6 +27,8 @@ COMPONENTS: tuple[Component, ...] = (
     "shared_experts",
     "other",
 )
+
+_NBYTES = attrgetter("nbytes")
 
 # ------------------------------------------------------------------------------------------ checkpoint
 
@@ -138,7 +141,7 @@ class Unit(Struct, frozen=True, gc=False):
     @property
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
-        return sum(t.nbytes for t in self.tensors)
+        return sum(map(_NBYTES, self.tensors))
 
 
 # ---------------------------------------------------------------------------------------------- recipe
@@ -247,7 +250,7 @@ class Row(Struct, frozen=True, gc=False):
     @property
     def nbytes(self) -> int:
         """Bytes written."""
-        return sum(t.nbytes for t in self.outputs)
+        return sum(map(_NBYTES, self.outputs))
 
 
 class Header(Struct, frozen=True):

@@ -83,7 +83,11 @@ def plan(
     full: Annotated[bool, typer.Option("--full", help="With --json: every row and every byte range.")] = False,
 ) -> None:
     """The dry run: what each rule takes, what is read and written, and everything that is wrong. Reads headers only."""
+    import gc
+
     from chimerakit.cli import show
+
+    gc.disable()  # a plan is half a million objects without cycles, and the process ends with it
 
     made = _make_plan(recipe, parent, base, take, mix, dtype)
     if output is not None:
