@@ -52,6 +52,16 @@ CONFIG: dict[str, Any] = {
     "scoring_func": "sigmoid",
     "topk_method": "noaux_tc",
 }
+SMALL = CONFIG | {
+    "hidden_size": 130,
+    "num_hidden_layers": 1,
+    "first_k_dense_replace": 0,
+    "n_routed_experts": 2,
+    "moe_intermediate_size": 20,
+    "q_lora_rank": 20,
+    "num_nextn_predict_layers": 0,
+}
+"""One layer, so few bytes that a test can go through many of them; ragged blocks of FP8 all the same."""
 
 
 def layout(config: Mapping[str, Any] = CONFIG, *, mtp: bool = True) -> Iterable[tuple[str, tuple[int, ...], str]]:

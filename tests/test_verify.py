@@ -520,15 +520,6 @@ def test_a_child_with_nan_is_proven_and_says_so(tmp_path: Path) -> None:
 
 # --------------------------------------------------------------------------------------------- mutations
 
-SMALL = synthetic.CONFIG | {
-    "hidden_size": 130,
-    "num_hidden_layers": 1,
-    "first_k_dense_replace": 0,
-    "n_routed_experts": 2,
-    "moe_intermediate_size": 20,
-    "q_lora_rank": 20,
-    "num_nextn_predict_layers": 0,
-}
 WORDS = {
     *(f for record in (Manifest, MadeRow, OtherFile, ParentRecord, WeightFile) for f in record.__struct_fields__),
     *("base", "rules", "output", "take", "mix", "components", "dtype", "v3", "r1"),
@@ -542,8 +533,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Che
     root = tmp_path_factory.mktemp("small")
     pair = {}
     for seed, name in enumerate(("v3", "r1")):
-        tensors = synthetic.tensors_of(seed, "fp8", config=SMALL, mtp=False)
-        pair[name] = synthetic.write_checkpoint(root / name, tensors, synthetic.config_of("fp8", SMALL), shards=2)
+        tensors = synthetic.tensors_of(seed, "fp8", config=synthetic.SMALL, mtp=False)
+        pair[name] = synthetic.write_checkpoint(
+            root / name, tensors, synthetic.config_of("fp8", synthetic.SMALL), shards=2
+        )
     rules = (
         "- {take: r1, components: routed_experts}\n- {mix: {v3: 0.25, r1: 0.75}, components: [shared_experts, norm]}"
     )

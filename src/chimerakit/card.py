@@ -5,6 +5,8 @@ import yaml
 from chimerakit.recipe import recipe_to_yaml
 from chimerakit.records import Plan
 
+CARD = "README.md"
+
 
 def write_card(plan: Plan) -> str:
     """The text of the child's README.md; the same for the same plan."""

@@ -56,6 +56,9 @@ class Said(Struct, frozen=True):
 Event = Started | Advanced | JobDone | FileDone | Finished | Said
 Listener = Callable[[Event], None]
 
+Report = Callable[[int], None]
+"""Told the bytes that a job has just done; may raise to stop the job."""
+
 
 def one_at_a_time(listener: Listener) -> Listener:
     """A listener that any number of threads may call, and that hears one event at a time."""

@@ -8,22 +8,22 @@ proven by the same code that made it, and that code is proven by independent ari
 Reading, computing and writing overlap because several jobs run at a time; a job does one thing after the other.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
 from chimerakit.dtypes import BLOCK, FP8_BLOCKS
 from chimerakit.errors import NonFiniteError
+from chimerakit.events import Report
 from chimerakit.plan.panels import Cut, Panel, cut
-from chimerakit.plan.ranges import Run, copy_runs, merged_ranges
-from chimerakit.records import Header, Input, Job, Made, Outcome, Receipt, Row, Tensor
-from chimerakit.stores.digest import Hasher, TensorDigests, digest_of
-from chimerakit.stores.local import CHUNK, Buffer, Reader, Readers
-from chimerakit.stores.part import PAGE, PartFile, Stage
+from chimerakit.plan.ranges import copy_runs
+from chimerakit.records import Header, Input, Job, Made, Outcome, Receipt, Row
+from chimerakit.sinks import Digests, Files, Sink
+from chimerakit.stores.local import CHUNK, Reader, Readers
+from chimerakit.stores.part import PAGE
 from chimerakit.stores.system import same_bytes
 
 if TYPE_CHECKING:
@@ -31,19 +31,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chimerakit.numerics.mix import Term
-
-Report = Callable[[int], None]
-"""Told the bytes that were just done; may raise to stop the job."""
-
-
-class Sink(Protocol):
-    """Where the bytes of units go."""
-
-    def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
-        """Take bytes of a tensor of the child, from `start` on within the tensor."""
-
-    def copy(self, run: Run, reader: Reader) -> None:
-        """Take a range of a parent's file as it is."""
 
 
 class Result(NamedTuple):
@@ -56,8 +43,8 @@ class Result(NamedTuple):
 
 def run_job(job: Job, report: Report) -> Receipt:
     """Write everything that a job holds, wait until it is on the disk, and say what was written."""
-    with Inputs(job.roots, job.signatures, report) as inputs, _Files(job, report) as files:
-        headers = {h.file: files.write_header(h, inputs) for h in job.headers}
+    with Inputs(job.roots, job.signatures, report) as inputs, Files(job, report) as files:
+        headers = {h.file: files.write_header(h, _header(h, inputs)) for h in job.headers}
         files.reserve(row for row in job.rows if row.kind != "copy")
         made = []
         for row, result in make_units(job.rows, inputs, files, allow_nonfinite=job.allow_nonfinite):
@@ -67,7 +54,7 @@ def run_job(job: Job, report: Report) -> Receipt:
     return Receipt(job.id, job.nbytes, headers, tuple(made))
 
 
-def made_of(row: Row, result: Result, sink: "Digests", *, sha256: bool) -> Made:
+def made_of(row: Row, result: Result, sink: Digests, *, sha256: bool) -> Made:
     """What became of a unit that a sink has taken."""
     digests = {t.name: sink.digest(t) for t in row.outputs}
     return Made(
@@ -78,6 +65,18 @@ def made_of(row: Row, result: Result, sink: "Digests", *, sha256: bool) -> Made:
         rms_error=result.rms_error,
         nonfinite=result.nonfinite,
     )
+
+
+def _header(header: Header, inputs: "Inputs") -> bytes:
+    if header.parent is not None and header.shard is not None:
+        return inputs.reader(header.parent, header.shard).read(0, header.nbytes)
+    return new_header(header)
+
+
+def new_header(header: Header) -> bytes:
+    """The bytes of a header that is no parent's: its text after its length."""
+    text = (header.text or "").encode()
+    return len(text).to_bytes(8, "little") + text
 
 
 class Inputs:
@@ -117,145 +116,6 @@ class Inputs:
 
     def __exit__(self, *exception: object) -> None:
         self._readers.__exit__(*exception)
-
-
-# ----------------------------------------------------------------------------------------------- sinks
-
-
-class Digests:
-    """A sink that keeps nothing but digests; the others do more with the same bytes."""
-
-    def __init__(self, output: str, report: Report, *, sha256: bool):
-        self._output = output
-        self._report = report
-        self._digests = TensorDigests(sha256=sha256)
-        self._buffer = memoryview(bytearray(CHUNK))
-
-    def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
-        """Take bytes of a tensor of the child, from `start` on within the tensor."""
-        self._digests.update(tensor, start, data)
-        self._report(memoryview(data).nbytes)
-
-    def copy(self, run: Run, reader: Reader) -> None:
-        """Take a range of a parent's file as it is."""
-        self._look(run, reader, 0, run.nbytes)
-
-    def digest(self, tensor: Tensor) -> Hasher:
-        """The digests of a tensor whose bytes have been taken; it lies in its file by now."""
-        return self._digests.take(tensor, Path(self._output, tensor.file))
-
-    def _look(self, run: Run, reader: Reader, first: int, last: int) -> None:
-        """Read a part of a run for its digests only."""
-        for piece in reader.pieces(run.start + first, last - first, self._buffer):
-            self._take(run, first + piece.start, piece.nbytes, piece.data)
-
-    def _take(self, run: Run, start: int, nbytes: int, data: memoryview | None) -> None:
-        """Digest a part of a run; None for a hole."""
-        for tensor, within, first, last in run.slices(start, nbytes):
-            if data is None:
-                self._digests.update_zeros(tensor, within, last - first)
-            else:
-                self._digests.update(tensor, within, data[first:last])
-        self._report(nbytes)
-
-
-class _Files(Digests):
-    """The child's files that a job writes."""
-
-    def __init__(self, job: Job, report: Report):
-        super().__init__(job.output, report, sha256=job.sha256)
-        self._job = job
-        self._parts: dict[str, PartFile] = {}
-        self._stage = Stage()
-
-    def __enter__(self) -> "_Files":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
-        for part in self._parts.values():
-            part.close()
-
-    def _part(self, name: str) -> PartFile:
-        if name not in self._parts:
-            self._parts[name] = PartFile(Path(self._job.output, name), self._job.sizes[name])
-        return self._parts[name]
-
-    def write_header(self, header: Header, inputs: Inputs) -> str:
-        """Write the bytes before the first weight; returns their digest."""
-        if header.parent is not None and header.shard is not None:
-            data = inputs.reader(header.parent, header.shard).read(0, header.nbytes)
-        else:
-            data = new_header(header)
-        if header.file not in self._job.linked:
-            self._stage.write(self._part(header.file), 0, memoryview(data))
-        self._report(len(data))
-        return digest_of(data)
-
-    def reserve(self, rows: Iterable[Row]) -> None:
-        """Take the space of what is going to be computed."""
-        for file, start, nbytes in merged_ranges(rows):
-            self._part(file).reserve(start, nbytes)
-
-    def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
-        """Take bytes of a tensor of the child, from `start` on within the tensor."""
-        self._stage.write(self._part(tensor.file), tensor.start + start, memoryview(data).cast("B"))
-        super().write(tensor, start, data)
-
-    def copy(self, run: Run, reader: Reader) -> None:
-        """Share what the file system can share with the parent's file, move the rest."""
-        if run.target in self._job.linked:  # a parent's own file: read, never opened for writing
-            self._look(run, reader, 0, run.nbytes)
-            return
-        first, last = self._clone(run, reader)
-        self._move(run, reader, 0, first)
-        self._look(run, reader, first, last)
-        self._move(run, reader, last, run.nbytes)
-
-    def _clone(self, run: Run, reader: Reader) -> tuple[int, int]:
-        """The part of a run that now shares its blocks with the parent's file."""
-        first = -run.start % PAGE
-        last = run.nbytes - (run.start + run.nbytes) % PAGE
-        is_aligned = (run.start - run.target_start) % PAGE == 0 and last - first >= PAGE
-        part = self._part(run.target)
-        if is_aligned and part.clone(reader, run.start + first, last - first, run.target_start + first):
-            return first, last
-        return run.nbytes, run.nbytes
-
-    def _move(self, run: Run, reader: Reader, first: int, last: int) -> None:
-        """Read a part of a run into the stage; holes stay holes."""
-        part = self._part(run.target)
-        if last > first and not reader.is_sparse:
-            part.reserve(run.target_start + first, last - first)
-        for begin, end, is_data in reader.extents(run.start + first, last - first):
-            at, stop = begin - run.start, end - run.start
-            if not is_data:
-                part.skip(run.target_start + at, stop - at)
-                self._take(run, at, stop - at, None)
-                continue
-            while at < stop:
-                room = self._stage.room(part, run.target_start + at, stop - at)
-                reader.read_into(room, run.start + at)
-                self._take(run, at, len(room), room)
-                at += len(room)
-
-    def digest(self, tensor: Tensor) -> Hasher:
-        """The digests of a tensor that was written."""
-        if not self._digests.is_complete(tensor):  # then it is read again, from the file
-            self._stage.flush()
-        file = self._parts[tensor.file].part if tensor.file in self._parts else Path(self._output, tensor.file)
-        return self._digests.take(tensor, file)
-
-    def sync(self) -> None:
-        """Wait until everything is on the disk."""
-        self._stage.flush()
-        for part in self._parts.values():
-            part.sync()
-
-
-def new_header(header: Header) -> bytes:
-    """The bytes of a header that is no parent's: its text after its length."""
-    text = (header.text or "").encode()
-    return len(text).to_bytes(8, "little") + text
 
 
 # ----------------------------------------------------------------------------------------------- units
@@ -337,7 +197,9 @@ def _mix(
         if found and not allow_nonfinite:
             raise _nonfinite(row, parts, terms, panel)
         nonfinite += found
-        _write_panel(weight, whole, panel, out, sink)
+        for piece in whole.pieces(panel):
+            here = buffer[piece.within * width : (piece.within + piece.weights) * width]
+            sink.write(weight, piece.start * width, here.data)
         if blocks is not None:
             scales.append(blocks)
     if scale:
@@ -370,33 +232,18 @@ class Source:
 
     def term(self, panel: Panel) -> "Term":
         """The parent's part of one panel."""
-
         from chimerakit.numerics.mix import Term
 
-        wide = panel.cols * self._width
-        data = self._buffer[: panel.rows * wide].reshape(panel.rows, wide)
-        if panel.cols == self._whole.cols or panel.rows == 1:
-            at = (panel.row * self._whole.cols + panel.col) * self._width
-            self._reader.read_into(data.reshape(-1).data, self._weight.start + at)
-        else:
-            for i, line in enumerate(data):
-                at = ((panel.row + i) * self._whole.cols + panel.col) * self._width
-                self._reader.read_into(line.data, self._weight.start + at)
+        data = self._buffer[: panel.rows * panel.cols * self._width]
+        for piece in self._whole.pieces(panel):
+            here = data[piece.within * self._width : (piece.within + piece.weights) * self._width]
+            self._reader.read_into(here.data, self._weight.start + piece.start * self._width)
         scales = None
         if self._scales is not None:
             first, last, width = panel.col // BLOCK, -(-(panel.col + panel.cols) // BLOCK), self._scale_width
             above, below = panel.row // BLOCK, -(-(panel.row + panel.rows) // BLOCK)
             scales = self._scales[above:below, first * width : last * width]
-        return Term(self._part.storage, self._share, data, scales, self._scale_dtype)
-
-
-def _write_panel(weight: Tensor, whole: Cut, panel: Panel, out: "npt.NDArray[np.uint8]", sink: Sink) -> None:
-    width = out.shape[1] // panel.cols
-    if panel.cols == whole.cols or panel.rows == 1:
-        sink.write(weight, (panel.row * whole.cols + panel.col) * width, out.reshape(-1).data)
-    else:
-        for i, line in enumerate(out):
-            sink.write(weight, ((panel.row + i) * whole.cols + panel.col) * width, line.data)
+        return Term(self._part.storage, self._share, data.reshape(panel.rows, -1), scales, self._scale_dtype)
 
 
 def _nonfinite(row: Row, parts: tuple[Input, ...], terms: list["Term"], panel: Panel) -> NonFiniteError:

@@ -5,17 +5,19 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from chimerakit.child import Child, check_output, is_finished, sweep
+from chimerakit.child import Child, sweep
 from chimerakit.errors import OutputError
-from chimerakit.events import FileDone, JobDone, Listener, Said, ignore, one_at_a_time
-from chimerakit.execute import Digests, Inputs, Report, make_units, run_job
+from chimerakit.events import FileDone, JobDone, Listener, Report, Said, ignore, one_at_a_time
+from chimerakit.execute import Inputs, make_units, run_job
 from chimerakit.manifest import read_manifest
+from chimerakit.output import check_output, is_finished
 from chimerakit.plan import make_jobs
 from chimerakit.plan.memory import MAX_MEMORY, threads_within
 from chimerakit.plan.panels import BLOCKED_COLS
 from chimerakit.records import Job, Manifest, Plan, Receipt, Row
 from chimerakit.runners.local import default_threads
 from chimerakit.runners.watched import run_watched
+from chimerakit.sinks import Digests
 
 _SAMPLED = 4
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from chimerakit.events import Listener, one_at_a_time
-from chimerakit.execute import Inputs, Report
+from chimerakit.events import Listener, Report, one_at_a_time
+from chimerakit.execute import Inputs
 from chimerakit.plan import SEGMENT_NBYTES
 from chimerakit.records import Checkpoint, Input, Role, Unit
 from chimerakit.runners.local import default_threads

@@ -25,8 +25,8 @@ from msgspec.structs import replace
 from chimerakit.anatomy import Anatomy
 from chimerakit.dtypes import FP8_BLOCKS, MIXABLE, blocks_of
 from chimerakit.errors import PlanError
-from chimerakit.events import Listener, ignore
-from chimerakit.execute import Inputs, Report, Source
+from chimerakit.events import Listener, Report, ignore
+from chimerakit.execute import Inputs, Source
 from chimerakit.formats import open_checkpoint
 from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
 from chimerakit.plan.panels import Panel, cut

@@ -20,15 +20,6 @@ pytestmark = pytest.mark.usefixtures("impatient")
 
 FLIPS = examples(quick=3, ci=12, prove=400)
 """For each file, and for each part of a weight file."""
-CONFIG = synthetic.CONFIG | {
-    "hidden_size": 130,
-    "num_hidden_layers": 1,
-    "first_k_dense_replace": 0,
-    "n_routed_experts": 2,
-    "moe_intermediate_size": 20,
-    "q_lora_rank": 20,
-    "num_nextn_predict_layers": 0,
-}
 RULES = "- {take: r1, components: routed_experts}\n- {mix: {r1: 0.75}, components: [shared_experts, norm]}"
 
 
@@ -37,8 +28,10 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two parents and a child of theirs."""
     root = tmp_path_factory.mktemp("family")
     for seed, name in enumerate(("v3", "r1")):
-        tensors = synthetic.tensors_of(seed, "fp8", config=CONFIG, mtp=False)
-        synthetic.write_checkpoint(root / name, tensors, synthetic.config_of("fp8", CONFIG, mtp=False), shards=2)
+        tensors = synthetic.tensors_of(seed, "fp8", config=synthetic.SMALL, mtp=False)
+        synthetic.write_checkpoint(
+            root / name, tensors, synthetic.config_of("fp8", synthetic.SMALL, mtp=False), shards=2
+        )
     (root / "v3/figures").mkdir()
     (root / "v3/figures/one.svg").write_text("<svg/>")
     merge({name: root / name for name in ("v3", "r1")}, RULES, root / "child")

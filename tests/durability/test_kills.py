@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chimerakit.child import is_finished
+from chimerakit.output import is_finished
 from chimerakit.plan import make_jobs
 from tests.durability.kinds import KINDS, Kind, make_parents
 from tests.effort import examples

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from chimerakit.child import is_finished
+from chimerakit.output import is_finished
 from tests.durability.disks import disk, make_image, mounted
 from tests.durability.kinds import KINDS, make_parents
 from tests.effort import examples

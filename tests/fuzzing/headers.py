@@ -7,15 +7,9 @@ it says, the text in how it is written, and the file around it in length.
 from dataclasses import dataclass
 from random import Random
 
+from tests.formats.bits import BITS
 from tests.fuzzing.trees import Node, Pairs, change_bytes, change_tree, respell, text_of
 
-BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
-}  # fmt: skip
-"""Written down a second time, on purpose: from the format's own list, not from ours."""
 _DTYPES = tuple(BITS)
 _NAMES = (
     "model.layers.0.mlp.experts.7.up_proj.weight", "model.embed_tokens.weight", "lm_head.weight", "w", "a.b", "x_scale_inv",

@@ -4,19 +4,9 @@ import re
 from random import Random
 from typing import Any
 
+from chimerakit.records import COMPONENTS
 from tests.fuzzing.trees import Node, Pairs, change_bytes, change_tree, holders_of, text_of, tree_of
 
-_COMPONENTS = (
-    "embedding",
-    "head",
-    "norm",
-    "attention",
-    "dense_mlp",
-    "router",
-    "routed_experts",
-    "shared_experts",
-    "other",
-)
 _PLACES = (None, "/models/v3", "../v3", "tngtech/R1T", "org/name@rev", "~/x", "a b", "é")
 _GLOBS = ("*.weight", "model.layers.*", "lm_head.weight", "*[0-9]*", "a?b", "*", "[!a]*", "1e3", "null", "3:59", "- x")
 _SPANS = (0, 7, "3-30", "5 - 9", "last 4", "0", "1,3-4", [1, "3-4"], ["last 1"], "000012", "0-999999")
@@ -93,7 +83,7 @@ def _rule(random: Random, names: list[str], base: str) -> dict[str, Any]:
         if random.random() < 0.3:
             rule["mix"], rule["normalize"] = {name: random.choice((-2, 0.5, 3)) for name in names}, False
     choices = {
-        "components": ("all", *_COMPONENTS, random.sample(_COMPONENTS, 2)),
+        "components": ("all", *COMPONENTS, random.sample(COMPONENTS, 2)),
         "layers": _SPANS,
         "experts": _SPANS,
         "tensors": (*_GLOBS, random.sample(_GLOBS, 2)),

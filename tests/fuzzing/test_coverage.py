@@ -29,7 +29,7 @@ def test_nearly_every_branch_of_the_reader_is_taken(tmp_path: Path) -> None:
     run(
         "run",
         "--branch",
-        "--include=*/chimerakit/formats/safetensors.py",
+        "--include=*/chimerakit/formats/safetensors.py,*/chimerakit/formats/strict_json.py",
         "-m",
         "pytest",
         "tests/formats",

@@ -10,6 +10,7 @@ import safetensors
 
 from chimerakit.errors import CheckpointError
 from chimerakit.formats import open_checkpoint
+from tests.formats.bits import BITS
 from tests.fuzzing import LEAST_ACCEPTED, headers, reproducible, seeds
 
 _deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize
@@ -84,7 +85,7 @@ def _has_another_kind(top: Object) -> bool:
 
 def _has_impossible_shape(top: Object) -> bool:
     for entry in (dict(entry) for entry in _entries(top) if isinstance(entry, Object)):
-        bits = headers.BITS[entry["dtype"]] if isinstance(entry["dtype"], str) else 1
+        bits = BITS[entry["dtype"]] if isinstance(entry["dtype"], str) else 1
         for side in map(int, entry["shape"]):
             bits *= side
             if max(side, bits // 8) > _MOST:

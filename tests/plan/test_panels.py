@@ -50,6 +50,22 @@ def test_number_of_panels(shape: tuple[int, ...], is_blocked: bool, count: int, 
         assert all(start + size == following for (start, size), (following, _) in itertools.pairwise(ends))
 
 
+@given(SIDES, SIDES, st.booleans())
+def test_the_pieces_of_panels_are_where_their_weights_lie(rows: int, cols: int, is_blocked: bool) -> None:
+    """A panel put together of its pieces in storage is the panel cut out of the matrix."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("chimerakit.plan.panels.BLOCKED_COLS", 128)  # so that some are narrower than the matrix
+        whole = cut((rows, cols), is_blocked=is_blocked)
+        stored = np.arange(rows * cols)
+        matrix = stored.reshape(whole.rows, whole.cols)
+        for panel in whole.panels():
+            expected = matrix[panel.row : panel.row + panel.rows, panel.col : panel.col + panel.cols].reshape(-1)
+            found = np.full_like(expected, -1)
+            for piece in whole.pieces(panel):
+                found[piece.within : piece.within + piece.weights] = stored[piece.start : piece.start + piece.weights]
+            assert (found == expected).all()
+
+
 @pytest.mark.parametrize("cols", [1, 32, 127, 129, 7168])
 def test_panels_stay_small_when_their_edges_are_filled_up(cols: int) -> None:
     """Kernels fill ragged blocks up to 128 columns, so a narrow matrix has lower panels than its weights would allow."""

@@ -91,8 +91,8 @@ def plan(
 
     made = _make_plan(recipe, parent, base, take, mix, dtype)
     if output is not None:
-        from chimerakit.child import check_output, is_finished
         from chimerakit.merge import check_finished
+        from chimerakit.output import check_output, is_finished
 
         check_output(made, output)
         if is_finished(output):

@@ -7,18 +7,17 @@ a folder of such files with an index that says which tensor lies in which, or on
 Opening reads headers, the index and config.json. Writing makes headers; bytes are moved by the executor.
 """
 
-import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from chimerakit.dtypes import MAX_NBYTES, STORAGE_TYPES, nbytes_of
 from chimerakit.errors import CheckpointError
+from chimerakit.formats.strict_json import parse_json, read_object
 from chimerakit.records import Checkpoint, File, Shard, Tensor
 from chimerakit.stores.digest import digest_of
 from chimerakit.stores.local import PART, Reader, list_files, list_links, read_file
@@ -31,8 +30,6 @@ MAX_TENSORS = 150_000
 """In one file. The largest models have fewer in all their files, and each costs far more memory than its text."""
 _MAX_INDEX = 64 << 20
 _MAX_CONFIG = 16 << 20
-_MAX_NESTED = 100_000
-"""Lists and objects in an index or a config: an empty one takes two bytes of text and a hundred of memory."""
 _WEIGHT_SUFFIXES = (SUFFIX, ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".npy", PART)
 _NOT_OURS = ("chimerakit.json", "README.md")
 _TEXTS = ("tokenizer_config.json", "chat_template.jinja")
@@ -66,59 +63,6 @@ class _Kind(NamedTuple):
 T = TypeVar("T")
 _METADATA = "__metadata__"
 _PLAIN_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f]+\.safetensors")
-_HALF_OF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
-# ------------------------------------------------------------------------------------------ JSON files
-
-
-def parse_json(data: bytes, where: object, parse_int: Callable[[str], float] = int) -> Any:
-    """JSON whose objects have no key twice (readers disagree on which one counts) and whose texts are all Unicode."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) != len(pairs):
-            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            raise CheckpointError(f"has the key {twice!r} twice", where=where)
-        return found
-
-    try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_int=parse_int)
-        if _HALF_OF_A_PAIR.search(data):
-            json.dumps(found, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError as e:
-        raise CheckpointError(f"is not UTF-8 text (byte {e.start})", where=where) from e
-    except UnicodeEncodeError as e:
-        raise CheckpointError("is not valid JSON: it holds half of a surrogate pair", where=where) from e
-    except (ValueError, RecursionError) as e:
-        raise CheckpointError(f"is not valid JSON: {e}", where=where) from e
-    return found
-
-
-def _parse_indented(data: bytes) -> Any:
-    """JSON that is byte for byte as every library writes indexes and configs; None for any other, and for null.
-
-    A third of the time of `parse_json`. A text that is what encoding gives back has no key twice, nor anything odd.
-    """
-    try:
-        found = msgspec.json.decode(data)
-        written = msgspec.json.format(msgspec.json.encode(found), indent=2)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return None
-    return found if written == data.rstrip(b"\n") else None
-
-
-def _json_object(path: Path, limit: int) -> dict[str, Any]:
-    data = read_file(path, limit)
-    if (count := data.count(b"[") + data.count(b"{")) > _MAX_NESTED:
-        raise CheckpointError(
-            "is too large", where=path, expected=f"at most {_MAX_NESTED} lists and objects", found=count
-        )
-    found = _parse_indented(data)
-    if found is None:
-        found = parse_json(data, path)
-    if not isinstance(found, dict):
-        raise CheckpointError("must hold a JSON object", where=path, found=type(found).__name__)
-    return found
 
 
 # --------------------------------------------------------------------------------------------- headers
@@ -287,7 +231,7 @@ def open_safetensors(path: Path) -> Checkpoint:
         root=str(path.parent.resolve()),
         shards=(shard,),
         tensors={t.name: t for t in tensors},
-        config=_json_object(config, _MAX_CONFIG) if config.is_file() else {},
+        config=read_object(config, _MAX_CONFIG) if config.is_file() else {},
         files=(_file(path.parent, config.name),) if config.is_file() else (),
         left_out=(),
         index=None,
@@ -329,7 +273,7 @@ def _open_folder(root: Path) -> Checkpoint:
         root=str(root.resolve()),
         shards=tuple(shard for shard, _ in opened),
         tensors=tensors,
-        config=_json_object(root / "config.json", _MAX_CONFIG) if (root / "config.json").exists() else {},
+        config=read_object(root / "config.json", _MAX_CONFIG) if (root / "config.json").exists() else {},
         files=tuple(_file(root, name) for name in others if not name.endswith(_WEIGHT_SUFFIXES)),
         left_out=(*(name for name in others if name.endswith(_WEIGHT_SUFFIXES)), *(f"{name}/" for name in linked)),
         index=_file(root, INDEX) if weight_map is not None else None,
@@ -350,7 +294,7 @@ def _text(path: Path) -> str:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    found = _json_object(path, _MAX_INDEX).get("weight_map")
+    found = read_object(path, _MAX_INDEX).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise CheckpointError("has no weight_map", where=path, expected='{"weight_map": {tensor: file, ...}}')
     # A path in place of a name would read, and by the same layout write, outside the folder.

@@ -279,6 +279,13 @@ def _encode_line(line: Any, inverse: Any, out: Any, errors: Any, powers: Any) ->
         store(powers + 4 * j, add(load(powers + 4 * j), mul(value, value)))
 
 
+@inlined
+def _prefetch_columns(kinds: Any, sources: Any, at: Any) -> None:
+    for n in range(kinds.size):
+        nbytes = NBYTES[kinds[n]]
+        _prefetch(sources[n] + at * nbytes, BLOCK * nbytes)
+
+
 @kernel
 def mix_blocks(
     kinds: Any,
@@ -293,79 +300,44 @@ def mix_blocks(
     sums: Any,
     is_ue8m0: Any,
 ) -> bool:
-    """FP8 blocks, at most 128 rows: codes to `out`, fresh scales, squared errors and squared values added to sums.
+    """Rows of FP8 blocks: codes to `out`, fresh scales, squared errors and squared values added to sums.
 
-    Two passes over 1024 columns at a time. Rows of a matrix lie far apart, so while one pass computes it fetches what
-    the other will need: the first the lines that codes go to, the second the next columns of the sources.
+    factors: (rows of blocks, terms, blocks). scales: (rows of blocks, blocks).
+
+    Two passes over 1024 columns of 128 rows at a time. Rows of a matrix lie far apart, so while one pass computes it
+    fetches what the other will need: the first the lines that codes go to, the second the next columns of the sources.
     """
     lines = _aligned(scratch)
     errors = lines + 4 * BLOCK * WIDTH
     powers, most, halves = errors + 4 * WIDTH, errors + 8 * WIDTH, errors + 12 * WIDTH
     inverses = np.empty(WIDTH // BLOCK, np.float32)
-    for col in range(0, cols, WIDTH):
-        width = min(WIDTH, cols - col)
-        ahead = min(WIDTH, cols - col - width)
-        _clear(errors, 3 * WIDTH)
-        for i in range(rows):
-            line, at = lines + 4 * WIDTH * i, i * pitch + col
-            if not _mix_line(kinds, sources, factors, at, col, width, line, halves, _ROWS_AHEAD * pitch):
-                return False
-            for j in range(0, width, BLOCK):
-                _prefetch_to_write(out + at + j)
-                _note_largest(line + 4 * j, most + j // 2)
-        for k in range(width // BLOCK):
-            bits = largest(load(most + 4 * LANES * k))
-            if bits >= 0x7F800000:
-                return False
-            scales[col // BLOCK + k], inverses[k] = scale_of(bits, is_ue8m0)
-        for i in range(rows):
-            line, at = lines + 4 * WIDTH * i, i * pitch + col
-            for j in range(0, width, BLOCK):
-                if j < ahead:
-                    for n in range(kinds.size):
-                        nbytes = NBYTES[kinds[n]]
-                        _prefetch(sources[n] + (at + width + j) * nbytes, BLOCK * nbytes)
-                _encode_line(line + 4 * j, inverses[j // BLOCK], out + at + j, errors + 4 * j, powers + 4 * j)
-        for j in range(width):
-            square = np.float64(scales[(col + j) // BLOCK]) * np.float64(scales[(col + j) // BLOCK])
-            sums[0] += np.float64(load_one(errors + 4 * j)) * square
-            sums[1] += np.float64(load_one(powers + 4 * j)) * square
-    return True
-
-
-@kernel
-def mix_block_rows(
-    kinds: Any,
-    sources: Any,
-    factors: Any,
-    rows: Any,
-    cols: Any,
-    pitch: Any,
-    out: Any,
-    scratch: Any,
-    scales: Any,
-    sums: Any,
-    is_ue8m0: Any,
-) -> bool:
-    """`mix_blocks` for one row of blocks after the other. factors: (rows of blocks, terms, blocks)."""
-    here = sources.copy()
     for number in range(factors.shape[0]):
-        first = number * BLOCK
-        high = min(BLOCK, rows - first)
-        if not mix_blocks(
-            kinds,
-            here,
-            factors[number],
-            high,
-            cols,
-            pitch,
-            out + first * pitch,
-            scratch,
-            scales[number],
-            sums,
-            is_ue8m0,
-        ):
-            return False
-        for n in range(kinds.size):
-            here[n] += BLOCK * pitch * NBYTES[kinds[n]]
+        first, last = number * BLOCK, min(rows, number * BLOCK + BLOCK)
+        factor = factors[number]
+        for col in range(0, cols, WIDTH):
+            width = min(WIDTH, cols - col)
+            ahead = min(WIDTH, cols - col - width)
+            _clear(errors, 3 * WIDTH)
+            for i in range(first, last):
+                line, at = lines + 4 * WIDTH * (i - first), i * pitch + col
+                if not _mix_line(kinds, sources, factor, at, col, width, line, halves, _ROWS_AHEAD * pitch):
+                    return False
+                for j in range(0, width, BLOCK):
+                    _prefetch_to_write(out + at + j)
+                    _note_largest(line + 4 * j, most + j // 2)
+            for k in range(width // BLOCK):
+                bits = largest(load(most + 4 * LANES * k))
+                if bits >= 0x7F800000:
+                    return False
+                scales[number, col // BLOCK + k], inverses[k] = scale_of(bits, is_ue8m0)
+            for i in range(first, last):
+                line, at = lines + 4 * WIDTH * (i - first), i * pitch + col
+                for j in range(0, width, BLOCK):
+                    if j < ahead:
+                        _prefetch_columns(kinds, sources, at + width + j)
+                    _encode_line(line + 4 * j, inverses[j // BLOCK], out + at + j, errors + 4 * j, powers + 4 * j)
+            for j in range(width):
+                square = np.float64(scales[number, (col + j) // BLOCK]) ** 2
+                sums[0] += np.float64(load_one(errors + 4 * j)) * square
+                sums[1] += np.float64(load_one(powers + 4 * j)) * square
     return True

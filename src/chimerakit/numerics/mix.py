@@ -20,7 +20,7 @@ import numpy.typing as npt
 from chimerakit.dtypes import BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS
 from chimerakit.numerics import fused
 from chimerakit.numerics.fp8 import F32, U8, decode_e8m0, encode_e8m0, encode_fp8
-from chimerakit.numerics.kernels import decode_bf16, encode_bf16, kernel, magnitude_bits
+from chimerakit.numerics.kernels import encode_bf16, kernel, magnitude_bits
 
 F64 = npt.NDArray[np.float64]
 
@@ -91,9 +91,8 @@ def mix_into(
     """`mix` and `encode` in one, with no float32 panel between them; the child's bytes go to `out`.
 
     A panel of blocks may have any number of rows, and begins with a row of blocks. out: (rows, bytes of a row),
-    contiguous, written. sums: (2,) float64, added to as `encode` does. scratch: SCRATCH
-    bytes, for one thread at a time. Returns the bytes of the blocks' scales, for FP8, and how many values are NaN or infinite, before or after
-    rounding.
+    contiguous, written. sums: (2,) float64, added to as `encode` does. scratch: SCRATCH bytes, for one thread at a time.
+    Returns the bytes of the blocks' scales, for FP8, and how many values are NaN or infinite, before or after rounding.
     """
     _check(terms, shape)
     assert out.shape == (shape[0], shape[1] * _nbytes(storage)), f"{out.shape} bytes for {shape} weights"
@@ -119,7 +118,7 @@ def _check(terms: list[Term], shape: tuple[int, int]) -> None:
     for term in terms:
         assert term.data.shape == (rows, cols * _nbytes(term.storage)), f"{term.data.shape} bytes for {shape} weights"
         assert term.data.flags.c_contiguous, "compiled loops go by addresses"
-        assert term.storage not in FP8_BLOCKS or term.scales is not None, "FP8 without scales"
+        assert (term.storage in FP8_BLOCKS) == (term.scales is not None), "scales for FP8, and for nothing else"
 
 
 def _has_blocks(terms: list[Term], *storages: str) -> bool:
@@ -185,8 +184,7 @@ def _factors(terms: list[Term], shape: tuple[int, int]) -> F32:
     factors = np.empty((len(terms), -(-cols // BLOCK)), np.float32)
     for term, factor in zip(terms, factors, strict=True):
         factor[:] = term.share
-        if term.storage in FP8_BLOCKS:
-            assert term.scales is not None
+        if term.scales is not None:
             scales = decode_scales(term.scales.reshape(-1), term.scale_dtype)
             assert scales.shape == factor.shape, f"{scales.shape} scales for {cols} columns"
             with np.errstate(all="ignore"):
@@ -255,7 +253,7 @@ def _mix_blocks(
     """
     added, start = sums.copy(), 0
     for piece in _pieces(terms, factors, shape, out):
-        if not fused.mix_block_rows(*piece, scratch, scales[:, start:], added, is_ue8m0):
+        if not fused.mix_blocks(*piece, scratch, scales[:, start:], added, is_ue8m0):
             return False
         start = piece.cols // BLOCK
     sums[:] = added
@@ -281,45 +279,36 @@ def _mix_plain(
 
 def _mix_anything(terms: list[Term], factors: F32, shape: tuple[int, int]) -> F32:
     """The sum as its rule says it, in numpy."""
-    from ml_dtypes import bfloat16, float8_e4m3fn
-
-    dtypes = {"F32": np.float32, "F16": np.float16, "BF16": bfloat16} | dict.fromkeys(FP8_BLOCKS, float8_e4m3fn)
     total = np.empty(shape, np.float32)
     with np.errstate(all="ignore"):
         for number, (term, factor) in enumerate(zip(terms, factors, strict=True)):
-            values = term.data.view(dtypes[term.storage]).astype(np.float32) * factor.repeat(BLOCK)[: shape[1]]
+            values = term.data.view(_numpy_dtype(term.storage)).astype(np.float32) * factor.repeat(BLOCK)[: shape[1]]
             total = values if number == 0 else total + values
     return total
 
 
 def _encode_plain(values: F32, storage: str, out: U8, sums: F64) -> int:
+    stored = out.view(_numpy_dtype(storage))
     if storage == "BF16":
-        return int(_store_bf16(values, out.view(np.uint16), sums))
-    stored = out.view(np.float16 if storage == "F16" else np.float32)
-    with np.errstate(over="ignore"):
-        stored[:] = values
+        _fill_bf16(values, out.view(np.uint16))
+    else:
+        with np.errstate(over="ignore"):
+            stored[:] = values
     return int(_rounding(values, stored.astype(np.float32), sums))
 
 
+def _numpy_dtype(storage: str) -> Any:
+    from ml_dtypes import bfloat16, float8_e4m3fn
+
+    return {"F32": np.float32, "F16": np.float16, "BF16": bfloat16}.get(storage, float8_e4m3fn)
+
+
 @kernel
-def _store_bf16(values: Any, halves: Any, sums: Any) -> int:
-    nonfinite = 0
-    errors, powers = np.zeros(_LANES), np.zeros(_LANES)
+def _fill_bf16(values: Any, halves: Any) -> None:
+    """Not by ml_dtypes, which keeps of a NaN nothing but its sign."""
     for i in range(values.shape[0]):
-        for start in range(0, values.shape[1], _LANES):
-            line, half = values[i, start : start + _LANES], halves[i, start : start + _LANES]
-            for j in range(line.size):
-                half[j] = encode_bf16(line[j])
-            for j in range(line.size):
-                stored = decode_bf16(half[j])
-                is_finite = magnitude_bits(stored) < 0x7F800000
-                nonfinite += not is_finite
-                value = np.float64(line[j]) if is_finite else 0.0
-                off = value - np.float64(stored) if is_finite else 0.0
-                errors[j] += off * off
-                powers[j] += value * value
-    _add_lanes(errors, powers, sums)
-    return nonfinite
+        for j in range(values.shape[1]):
+            halves[i, j] = encode_bf16(values[i, j])
 
 
 @kernel

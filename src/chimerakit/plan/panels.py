@@ -26,6 +26,16 @@ class Panel(NamedTuple):
     cols: int
 
 
+class Piece(NamedTuple):
+    """Weights of a panel that lie side by side in storage."""
+
+    within: int
+    """The first of them, counted in the panel."""
+    start: int
+    """The first of them, counted in the matrix."""
+    weights: int
+
+
 class Cut(NamedTuple):
     """A matrix and how it is cut."""
 
@@ -54,6 +64,14 @@ class Cut(NamedTuple):
         for row in range(0, self.rows, high):
             for col in range(0, self.cols, wide):
                 yield Panel(row, min(high, self.rows - row), col, min(wide, self.cols - col))
+
+    def pieces(self, panel: Panel) -> Iterator[Piece]:
+        """Where the weights of a panel lie: together if it is as wide as the matrix, else row by row."""
+        if panel.cols == self.cols or panel.rows == 1:
+            yield Piece(0, panel.row * self.cols + panel.col, panel.rows * panel.cols)
+            return
+        for i in range(panel.rows):
+            yield Piece(i * panel.cols, (panel.row + i) * self.cols + panel.col, panel.cols)
 
 
 def cut(shape: tuple[int, ...], *, is_blocked: bool) -> Cut:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from chimerakit.events import Advanced, Finished, Listener, Started
+from chimerakit.events import Advanced, Finished, Listener, Report, Started
 from chimerakit.runners.local import run_threads
 
 R = TypeVar("R")
@@ -26,7 +26,7 @@ class _StoppedError(Exception):
 
 
 def run_watched(
-    work: str, function: Callable[[J, Callable[[int], None]], R], jobs: Sequence[J], *, threads: int, listener: Listener
+    work: str, function: Callable[[J, Report], R], jobs: Sequence[J], *, threads: int, listener: Listener
 ) -> Iterator[R]:
     """Results as they come. `function` gets a job and a report to call with the bytes that it just did.
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from chimerakit.errors import ChimerakitError, ManifestError, printable
-from chimerakit.events import Listener
-from chimerakit.execute import Digests, Inputs, Report
+from chimerakit.events import Listener, Report
+from chimerakit.execute import Inputs
 from chimerakit.manifest import MANIFEST
 from chimerakit.plan.ranges import read_runs
 from chimerakit.records import (
@@ -23,6 +23,7 @@ from chimerakit.records import (
 )
 from chimerakit.runners.watched import run_watched
 from chimerakit.scan import ScanJob, ScanUnit, scan_jobs
+from chimerakit.sinks import Digests
 from chimerakit.stores.digest import Hasher, digest_file, digest_range
 from chimerakit.stores.local import Readers
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from chimerakit.card import write_card
-from chimerakit.child import CARD
+from chimerakit.card import CARD, write_card
 from chimerakit.errors import PlanError
-from chimerakit.events import Listener
-from chimerakit.execute import Digests, Inputs, Report, made_of, make_units, new_header
+from chimerakit.events import Listener, Report
+from chimerakit.execute import Inputs, made_of, make_units, new_header
 from chimerakit.manifest import MANIFEST, is_as_encoded, make_manifest, parent_record
 from chimerakit.plan import make_jobs, make_plan
 from chimerakit.plan.memory import threads_within
@@ -32,6 +31,7 @@ from chimerakit.records import (
     WeightFile,
 )
 from chimerakit.runners.watched import run_watched
+from chimerakit.sinks import Digests
 from chimerakit.stores.digest import Hasher, digest_of, digest_range
 from chimerakit.stores.local import CHUNK, Buffer, Piece, Reader, Readers
 from chimerakit.stores.system import first_unlike
