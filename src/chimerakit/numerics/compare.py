@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
 from chimerakit.numerics.fp8 import F32, U8
-from chimerakit.numerics.kernels import kernel, magnitude_bits
+from chimerakit.numerics.kernels import kernel, magnitude_bits, require
 from chimerakit.numerics.lanes import LANES, add_pair, add_pairs
 from chimerakit.numerics.mix import Term, encode
 
@@ -33,7 +33,7 @@ nothing else: a fresh scale puts the largest number of an FP8 block near 448, 2^
 
 def are_close(a: F32, b: F32) -> bool:
     """|a - b| <= ATOL + RTOL * |b| everywhere; infinity is close to itself, NaN to nothing. Same shapes."""
-    assert a.shape == b.shape, f"{a.shape} against {b.shape}"
+    require(a.shape == b.shape, f"{a.shape} against {b.shape}")
     return bool(_are_close(np.ascontiguousarray(a).ravel(), np.ascontiguousarray(b).ravel()))
 
 
@@ -64,7 +64,7 @@ class Differences:
 
     def add(self, a: F32, b: F32) -> None:
         """Add a panel of both sides, of the same shape."""
-        assert a.shape == b.shape, f"{a.shape} against {b.shape}"
+        require(a.shape == b.shape, f"{a.shape} against {b.shape}")
         a, b = np.ascontiguousarray(a).ravel(), np.ascontiguousarray(b).ravel()
         _add_differences(a, b, self._sums, self._num_values % LANES)
         self._num_values += a.size

@@ -53,6 +53,12 @@ def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
     return _intrinsic(function)  # type: ignore[no-any-return]
 
 
+def require(condition: bool, what: str) -> None:
+    """Refuse arrays that do not fit each other, with ValueError: compiled loops check no bounds, so this is not an assert."""
+    if not condition:
+        raise ValueError(what)
+
+
 @intrinsic
 def magnitude_bits(_: Any, x: Any) -> Any:
     """The bits of |x|: as an int32 they order like the values; at or above 0x7f800000 they are not finite."""

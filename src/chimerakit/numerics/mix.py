@@ -20,7 +20,7 @@ import numpy.typing as npt
 from chimerakit.dtypes import BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS
 from chimerakit.numerics import fused
 from chimerakit.numerics.fp8 import F32, U8, decode_e8m0, encode_e8m0, encode_fp8
-from chimerakit.numerics.kernels import encode_bf16, kernel, magnitude_bits
+from chimerakit.numerics.kernels import encode_bf16, kernel, magnitude_bits, require
 
 F64 = npt.NDArray[np.float64]
 
@@ -95,8 +95,8 @@ def mix_into(
     Returns the bytes of the blocks' scales, for FP8, and how many values are NaN or infinite, before or after rounding.
     """
     _check(terms, shape)
-    assert out.shape == (shape[0], shape[1] * _nbytes(storage)), f"{out.shape} bytes for {shape} weights"
-    assert out.flags.c_contiguous, "compiled loops go by addresses"
+    require(out.shape == (shape[0], shape[1] * _nbytes(storage)), f"{out.shape} bytes for {shape} weights")
+    require(out.flags.c_contiguous, "compiled loops go by addresses")
     if shape[0] > BLOCK and _has_blocks(terms, storage):
         return _mix_block_rows(terms, shape, storage, scale_dtype, out, sums, scratch)
     factors = _factors(terms, shape)
@@ -114,11 +114,11 @@ def mix_into(
 def _check(terms: list[Term], shape: tuple[int, int]) -> None:
     """Refuse terms that do not cover a panel: compiled loops go by addresses and check no bounds."""
     rows, cols = shape
-    assert terms, "a sum of nothing"
+    require(bool(terms), "a sum of nothing")
     for term in terms:
-        assert term.data.shape == (rows, cols * _nbytes(term.storage)), f"{term.data.shape} bytes for {shape} weights"
-        assert term.data.flags.c_contiguous, "compiled loops go by addresses"
-        assert (term.storage in FP8_BLOCKS) == (term.scales is not None), "scales for FP8, and for nothing else"
+        require(term.data.shape == (rows, cols * _nbytes(term.storage)), f"{term.data.shape} bytes for {shape} weights")
+        require(term.data.flags.c_contiguous, "compiled loops go by addresses")
+        require((term.storage in FP8_BLOCKS) == (term.scales is not None), "scales for FP8, and for nothing else")
 
 
 def _has_blocks(terms: list[Term], *storages: str) -> bool:
@@ -164,7 +164,7 @@ def _encode_scales(scales: F32, dtype: str | None) -> U8:
 
 def decode_scales(data: U8, dtype: str | None) -> F32:
     """The scales of one row of blocks, stored as float32 (F32) or as exponents (F8_E8M0)."""
-    assert dtype in ("F32", "F8_E8M0"), f"{dtype} scales"
+    require(dtype in ("F32", "F8_E8M0"), f"{dtype} scales")
     return decode_e8m0(data) if dtype == "F8_E8M0" else data.view(np.float32)
 
 
@@ -186,7 +186,7 @@ def _factors(terms: list[Term], shape: tuple[int, int]) -> F32:
         factor[:] = term.share
         if term.scales is not None:
             scales = decode_scales(term.scales.reshape(-1), term.scale_dtype)
-            assert scales.shape == factor.shape, f"{scales.shape} scales for {cols} columns"
+            require(scales.shape == factor.shape, f"{scales.shape} scales for {cols} columns")
             with np.errstate(all="ignore"):
                 factor *= scales
     return factors
