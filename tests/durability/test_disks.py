@@ -40,8 +40,8 @@ def whole(parents: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 BLIND = """
 import os, sys
-import chimerakit.child
-chimerakit.child.free_nbytes = lambda _: 1 << 60
+import chimerakit.output
+chimerakit.output.free_nbytes = lambda _: 1 << 60
 from chimerakit.cli import main
 sys.argv[0] = "chimerakit"
 main()
