@@ -35,7 +35,8 @@ def _refuse(path: Path, e: OSError) -> OutputError:
         return OutputError("is a symbolic link; output is never written through one", where=path, do="remove it")
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError("no space left", where=path, do="free some space and run the same command again")
-    return OutputError(f"can't be written: {e.strerror}", where=path)
+    do = "look after the disk and run the same command again" if e.errno == errno.EIO else None
+    return OutputError(f"can't be written: {e.strerror}", where=path, do=do)
 
 
 class PartFile:
