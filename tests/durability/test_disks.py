@@ -194,8 +194,16 @@ SYNCS = ("fsync", "fdatasync")
     [
         (errno.ENOSPC, WRITES, "no space left\n  to do:    free some space and run the same command again"),
         (errno.EDQUOT, WRITES, "no space left\n  to do:    free some space and run the same command again"),
-        (errno.EIO, WRITES, "can't be written: Input/output error"),
-        (errno.EIO, SYNCS, "can't be written: Input/output error"),
+        (
+            errno.EIO,
+            WRITES,
+            "can't be written: Input/output error\n  to do:    look after the disk and run the same command again",
+        ),
+        (
+            errno.EIO,
+            SYNCS,
+            "can't be written: Input/output error\n  to do:    look after the disk and run the same command again",
+        ),
         (errno.ENOSPC, SYNCS, "no space left\n  to do:    free some space and run the same command again"),
     ],
     ids=["full", "quota", "write fails", "sync fails", "sync finds no space"],
