@@ -35,7 +35,7 @@ def _refuse(path: Path, e: OSError) -> OutputError:
         return OutputError("is a symbolic link; output is never written through one", where=path, do="remove it")
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError("no space left", where=path, do="free some space and run the same command again")
-    do = "look after the disk and run the same command again" if e.errno == errno.EIO else None
+    do = "look after the disk and run the same command again" if e.errno == errno.EIO else ""
     return OutputError(f"can't be written: {e.strerror}", where=path, do=do)
 
 
