@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from chimerakit.table import Table as ChildTable
     from chimerakit.table import TableSummary
 
-_SHOWN = 20
+MOST_SHOWN = 20
 
 
 def print_json(record: object) -> None:
@@ -49,13 +49,14 @@ def say_nbytes(number: int) -> str:
     raise AssertionError
 
 
-def _print(table: "Table", width: int | None = None) -> None:
+def print_grid(table: "Table", width: int | None = None) -> None:
+    """A table on standard output; width: columns, those of the terminal unless said."""
     from rich.console import Console
 
     Console(width=width).print(table)
 
 
-def _grid(title: str, *columns: str) -> "Table":
+def make_grid(title: str, *columns: str) -> "Table":
     """A table whose first column is text and whose others are numbers."""
     from rich.table import Table
 
@@ -65,7 +66,8 @@ def _grid(title: str, *columns: str) -> "Table":
     return table
 
 
-def _add(table: "Table", *cells: object) -> None:
+def add_row(table: "Table", *cells: object) -> None:
+    """A row of a table, with everything escaped that is not for reading."""
     from rich.text import Text
 
     table.add_row(*(Text(printable(cell)) for cell in cells))
@@ -119,11 +121,11 @@ def plan_view(plan: Plan, output: Path | None, threads: int | None, max_memory: 
 
 def print_plan(view: PlanView) -> None:
     """The plan as tables."""
-    rules = _grid(f"Plan {view.plan[:12]} ({view.family})", "rule", "tensors", "bytes", "of which MTP", "how")
+    rules = make_grid(f"Plan {view.plan[:12]} ({view.family})", "rule", "tensors", "bytes", "of which MTP", "how")
     for rule in view.rules:
         number = "   " if rule.rule is None else f"{rule.rule + 1}. "
         how = ", ".join(f"{count} {kind}" for kind, count in rule.kinds.items())
-        _add(
+        add_row(
             rules,
             number + rule.says,
             rule.tensors,
@@ -131,11 +133,12 @@ def print_plan(view: PlanView) -> None:
             f"{rule.mtp_tensors}: {say_nbytes(rule.mtp_nbytes)}",
             how,
         )
-    _print(rules)
-    parents = _grid("", "parent", "read", "in all")
+    print_grid(rules)
+    _print_deltas(view.rules)
+    parents = make_grid("", "parent", "read", "in all")
     for name, sizes in view.parents.items():
-        _add(parents, name, say_nbytes(sizes["read"]), say_nbytes(sizes["in_all"]))
-    _print(parents)
+        add_row(parents, name, say_nbytes(sizes["read"]), say_nbytes(sizes["in_all"]))
+    print_grid(parents)
     free = "" if view.free_nbytes is None else f" ({say_nbytes(view.free_nbytes)} are free there)"
     print(f"\nchild: {view.weight_files} weight files, {say_nbytes(view.output_nbytes)} on disk{free}")
     print(f"copied: {view.copy_ranges} ranges of bytes; {view.jobs} jobs, {view.jobs_at_a_time} at a time")
@@ -144,6 +147,19 @@ def print_plan(view: PlanView) -> None:
         print(printable(f"edited: {name}: {edit}"))
     for note in view.notes:
         print(printable(f"note: {note}"))
+
+
+def _print_deltas(rules: Sequence[RuleSummary]) -> None:
+    """What rules with a delta mix, and what they leave to the base."""
+    with_delta = [(rule.rule, rule.delta) for rule in rules if rule.rule is not None and rule.delta is not None]
+    if not with_delta:
+        return
+    grid = make_grid("", "where a parent differs from the base", "mixed tensors", "bytes", "left to the base", "bytes")
+    for number, found in with_delta:
+        mixed, left = found.mixed, found.left
+        cells = mixed.tensors, say_nbytes(mixed.nbytes), left.tensors, say_nbytes(left.nbytes)
+        add_row(grid, f"{number + 1}. by more than {found.delta:g}", *cells)
+    print_grid(grid)
 
 
 # -------------------------------------------------------------------------------------------- merge
@@ -204,10 +220,10 @@ def print_findings(findings: Findings) -> None:
     """What holds, and what does not."""
     for says, count in findings.passed.items():
         print(f"{count:>8,}  {says}")
-    for finding in findings.failed[:_SHOWN]:
+    for finding in findings.failed[:MOST_SHOWN]:
         print(printable(f"  FAILED  {finding.subject}: {finding.says}"))
-    if len(findings.failed) > _SHOWN:
-        print(f"          and {len(findings.failed) - _SHOWN} more (--json shows all)")
+    if len(findings.failed) > MOST_SHOWN:
+        print(f"          and {len(findings.failed) - MOST_SHOWN} more (--json shows all)")
     verdict = (
         "holds"
         if findings.ok
@@ -241,7 +257,7 @@ def print_table(table: "ChildTable", *, detail: bool) -> None:
     if detail:
         print()
         _print_summaries(summarize(table, by="expert"))
-    for row in [row for row in table.rows if row.verdict == "unexplained"][:_SHOWN]:
+    for row in [row for row in table.rows if row.verdict == "unexplained"][:MOST_SHOWN]:
         print(printable(f"unexplained: {row.unit}: {row.why}"))
     for parent, names in table.missing.items():
         if names:
@@ -251,7 +267,7 @@ def print_table(table: "ChildTable", *, detail: bool) -> None:
 def _print_summaries(summaries: "Sequence[TableSummary]") -> None:
     pairs = list(summaries[0].close) if summaries else []
     has_layer = any(s.layer is not None for s in summaries)
-    grid = _grid(
+    grid = make_grid(
         "", *(["component", "layer", "expert"] if has_layer else ["component"]), "units", *pairs, "the child is"
     )
     for s in summaries:
@@ -260,11 +276,11 @@ def _print_summaries(summaries: "Sequence[TableSummary]") -> None:
             *(("" if s.layer is None else s.layer, "" if s.expert is None else s.expert) if has_layer else ()),
         ]
         verdict = "; ".join(v if count == s.units else f"{v} ({count})" for v, count in s.verdicts.items())
-        _add(grid, *where, s.units, *(f"{count}/{s.units}" for count in s.close.values()), verdict)
-    _print(grid, _width())
+        add_row(grid, *where, s.units, *(f"{count}/{s.units}" for count in s.close.values()), verdict)
+    print_grid(grid, terminal_width())
 
 
-def _width() -> int:
+def terminal_width() -> int:
     """Wide enough for a table even where the terminal says nothing."""
     try:
         return max(80, os.get_terminal_size(sys.stdout.fileno()).columns)
@@ -277,14 +293,14 @@ def _width() -> int:
 
 def print_demo(demo: "Demo") -> None:
     """The demo's table, and what it shows."""
-    grid = _grid(
+    grid = make_grid(
         f"{demo.num_problems} held-out problems, greedy", "model", "accuracy", "output tokens", "traces", "proven"
     )
     for row in demo.rows:
         m = row.measurement
         proven = "" if row.proof is None else ("yes" if row.proof.ok else "NO")
-        _add(grid, row.name, f"{m.accuracy:.0%}", f"{m.output_tokens:.1f}", f"{m.trace_share:.0%}", proven)
-    _print(grid, _width())
+        add_row(grid, row.name, f"{m.accuracy:.0%}", f"{m.output_tokens:.1f}", f"{m.trace_share:.0%}", proven)
+    print_grid(grid, terminal_width())
     print()
     for line in demo.says:
         print(printable(line))
