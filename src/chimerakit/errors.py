@@ -8,6 +8,7 @@
     ├── OutputError            the output folder can't be used: occupied, inside a parent, out of space
     ├── NonFiniteError         NaN or infinity in weights that would have to be mixed
     ├── ManifestError          a manifest is missing, damaged, or of another version
+    ├── MapError               a difference map is damaged, of another version, or of other checkpoints
     └── MissingExtraError      an optional dependency is not installed
 
 A message says what, where (file, tensor), what was expected and found, and what to do. It never holds raw control
@@ -93,6 +94,10 @@ class NonFiniteError(ChimerakitError):
 
 class ManifestError(ChimerakitError):
     """A manifest is missing, damaged, or of another version."""
+
+
+class MapError(ChimerakitError):
+    """A difference map is damaged, of another version, or of other checkpoints."""
 
 
 class MissingExtraError(ChimerakitError):

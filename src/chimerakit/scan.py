@@ -1,23 +1,30 @@
 """One reading pass over the units of any number of checkpoints, as jobs: what verifying, explaining and comparing share.
 
 A side is one checkpoint of the scan, under a name. What is asked of a unit is a function of its sides' bytes; this
-module cuts the work into jobs, reads, and knows the cheapest question: which sides are byte-equal.
+module cuts the work into jobs, reads, decodes, and knows the cheapest question: which sides are byte-equal.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import Struct
 
+from chimerakit.anatomy import Anatomy
+from chimerakit.dtypes import FP8_BLOCKS, MIXABLE, blocks_of
 from chimerakit.events import Listener, Report, one_at_a_time
-from chimerakit.execute import Inputs
+from chimerakit.execute import Inputs, Source
 from chimerakit.plan import SEGMENT_NBYTES
+from chimerakit.plan.panels import Panel, cut
 from chimerakit.records import Checkpoint, Input, Role, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.runners.watched import run_watched
 from chimerakit.stores.local import CHUNK
 from chimerakit.stores.system import same_bytes
+
+if TYPE_CHECKING:
+    from chimerakit.numerics.fp8 import F32
+    from chimerakit.numerics.mix import Term
 
 R = TypeVar("R")
 Pair = tuple[str, str]
@@ -106,6 +113,18 @@ def scan_jobs(
     listener: Listener,
 ) -> Iterator[R]:
     """What `ask` says of each job, for questions to many units at once."""
+    return run_scan(work, ask, cut_jobs(sides, units), threads=threads, listener=listener)
+
+
+def run_scan(
+    work: str,
+    ask: Callable[[ScanJob, Inputs, Report], R],
+    jobs: Sequence[ScanJob],
+    *,
+    threads: int | None,
+    listener: Listener,
+) -> Iterator[R]:
+    """The same for jobs that are cut already, of which some may have been done before."""
 
     def run(job: ScanJob, report: Report) -> R:
         with Inputs(job.roots, job.signatures) as inputs:
@@ -113,8 +132,59 @@ def scan_jobs(
             inputs.check_unchanged()
             return answer
 
-    jobs = cut_jobs(sides, units)
     return run_watched(work, run, jobs, threads=threads or default_threads(), listener=one_at_a_time(listener))
+
+
+# ---------------------------------------------------------------------------------------------- values
+
+
+def objection_to(anatomy: Anatomy, unit: Unit) -> str:
+    """Why a side's unit can't be decoded, if so; its bytes can always be compared."""
+    if objection := anatomy.objection(unit):
+        return objection
+    if unit.storage not in MIXABLE:
+        return f"values stored as {unit.storage} can't be compared"
+    if unit.storage in FP8_BLOCKS:  # again, for models that no family describes
+        expected = blocks_of(unit.shape)
+        if len(expected) != 2 or unit.tensors[1].shape != expected:
+            return f"FP8 blocks of {list(unit.shape)} can't have scales of {list(unit.tensors[1].shape)}"
+    return ""
+
+
+class Values:
+    """The float32 values of some sides of a unit, panel by panel. They can be decoded and have the first side's shape."""
+
+    def __init__(self, unit: ScanUnit, sides: Sequence[str], inputs: Inputs, report: Report):
+        self.sides = sides
+        self.storages = {name: unit.sides[name].storage for name in sides}
+        self.dtypes = {name: unit.sides[name].tensors[0].dtype for name in sides}
+        is_blocked = any(storage in FP8_BLOCKS for storage in self.storages.values())
+        self._whole = cut(next(iter(unit.sides.values())).tensors[0].shape, is_blocked=is_blocked)
+        self._parts = {name: unit.sides[name] for name in sides}
+        self._inputs = inputs
+        self._report = report
+        self._sources: dict[str, Source] = {}
+
+    def panels(self) -> Iterator[Panel]:
+        """All panels of the unit. Nothing is reported as done here; reporting that lets the job be stopped."""
+        for panel in self._whole.panels():
+            self._report(0)
+            yield panel
+
+    def term(self, side: str, panel: Panel) -> "Term":
+        """A side's panel as it is stored."""
+        if side not in self._sources:
+            self._sources[side] = Source(self._parts[side], self._inputs, self._whole)
+        return self._sources[side].term(panel)
+
+    def of(self, side: str, panel: Panel) -> "F32":
+        """A side's values in a panel: code x scale."""
+        from chimerakit.numerics import mix
+
+        return mix.mix([self.term(side, panel)], (panel.rows, panel.cols))
+
+
+# ---------------------------------------------------------------------------------------- equal bytes
 
 
 def equal_pairs(unit: ScanUnit, inputs: Inputs, report: Report) -> set[Pair]:

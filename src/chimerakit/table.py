@@ -14,7 +14,7 @@ it says less than it seems to.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,20 +23,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from chimerakit.anatomy import Anatomy
-from chimerakit.dtypes import FP8_BLOCKS, MIXABLE, blocks_of
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener, Report, ignore
-from chimerakit.execute import Inputs, Source
+from chimerakit.execute import Inputs
 from chimerakit.formats import open_checkpoint
 from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
 from chimerakit.plan.panels import Panel, cut
 from chimerakit.records import COMPONENTS, Checkpoint, Component, Role, Unit
 from chimerakit.runners.local import default_threads
-from chimerakit.scan import Pair, ScanUnit, equal_pairs, scan, scan_units
+from chimerakit.scan import Pair, ScanUnit, Values, equal_pairs, objection_to, scan, scan_units
 
 if TYPE_CHECKING:
     from chimerakit.numerics.fp8 import F32
-    from chimerakit.numerics.mix import Term
 
 CHILD = "child"
 _REFUSED = "these can't be compared"
@@ -135,14 +133,8 @@ def verify_table(
 
 def _problem(anatomy: Anatomy, unit: Unit, child: Unit) -> str:
     """Why a side's values can't be compared with the child's, if so; its bytes always can."""
-    if objection := anatomy.objection(unit):
+    if objection := objection_to(anatomy, unit):
         return objection
-    if unit.storage not in MIXABLE:
-        return f"values stored as {unit.storage} can't be compared"
-    if unit.storage in FP8_BLOCKS:  # again, for models that no family describes
-        expected = blocks_of(unit.shape)
-        if len(expected) != 2 or unit.tensors[1].shape != expected:
-            return f"FP8 blocks of {list(unit.shape)} can't have scales of {list(unit.tensors[1].shape)}"
     if unit.shape != child.shape:
         return f"the shapes differ: {list(child.shape)}, {list(unit.shape)}"
     return ""
@@ -159,7 +151,7 @@ def _row(
 ) -> TableRow:
     same = equal_pairs(unit, inputs, report)
     sides = [] if problems[CHILD] else [side for side in unit.sides if not problems[side]]
-    values = _Values(unit, sides, inputs, report)
+    values = Values(unit, sides, inputs, report)
     close = same | _close_pairs(values, same, codes=codes)
     row = TableRow(
         unit=unit.name,
@@ -201,61 +193,27 @@ def _ordered(pairs: set[Pair]) -> tuple[Pair, ...]:
     return tuple(sorted(pairs, key=lambda pair: (pair[0] != CHILD, pair)))
 
 
-class _Values:
-    """The float32 values of those sides of a unit that can be decoded and have the child's shape, panel by panel."""
-
-    def __init__(self, unit: ScanUnit, sides: list[str], inputs: Inputs, report: Report):
-        self.sides = sides
-        self.storages = {name: unit.sides[name].storage for name in sides}
-        is_blocked = any(storage in FP8_BLOCKS for storage in self.storages.values())
-        self._whole = cut(unit.sides[CHILD].tensors[0].shape, is_blocked=is_blocked)
-        self._parts = {name: unit.sides[name] for name in sides}
-        self._inputs = inputs
-        self._report = report
-        self._sources: dict[str, Source] = {}
-
-    def panels(self) -> Iterator[Panel]:
-        """All panels of the unit. Their bytes are reported already; reporting none lets the job be stopped."""
-        for panel in self._whole.panels():
-            self._report(0)
-            yield panel
-
-    def term(self, side: str, panel: Panel) -> "Term":
-        """A side's panel as it is stored."""
-        if side not in self._sources:
-            self._sources[side] = Source(self._parts[side], self._inputs, self._whole)
-        return self._sources[side].term(panel)
-
-    def of(self, side: str, panel: Panel) -> "F32":
-        """A side's values in a panel: code x scale."""
-        from chimerakit.numerics import mix
-
-        return mix.mix([self.term(side, panel)], (panel.rows, panel.cols))
-
-    def codes(self, side: str, panel: Panel) -> "F32":
-        """A side's codes in a panel, without their scales."""
-        from chimerakit.numerics import compare
-
-        return compare.codes(self.term(side, panel).data, self._parts[side].tensors[0].dtype)
-
-
-def _close_pairs(values: _Values, same: set[Pair], *, codes: bool) -> set[Pair]:
+def _close_pairs(values: Values, same: set[Pair], *, codes: bool) -> set[Pair]:
     """Pairs whose values are close, of those whose bytes differ."""
     close = {pair for pair in combinations(values.sides, 2) if pair not in same}
     if not close:
         return close
-    from chimerakit.numerics.compare import are_close
+    from chimerakit.numerics import compare
 
-    read = values.codes if codes else values.of
+    def read(side: str, panel: Panel) -> "F32":
+        if codes:
+            return compare.codes(values.term(side, panel).data, values.dtypes[side])
+        return values.of(side, panel)
+
     for panel in values.panels():
         decoded = {side: read(side, panel) for side in {side for pair in close for side in pair}}
-        close = {(a, b) for a, b in close if are_close(decoded[a], decoded[b])}
+        close = {(a, b) for a, b in close if compare.are_close(decoded[a], decoded[b])}
         if not close:
             break
     return close
 
 
-def _converted(values: _Values, parents: list[str]) -> list[str]:
+def _converted(values: Values, parents: list[str]) -> list[str]:
     """Parents whose values, stored as the child stores them, are the child's bytes."""
     if not parents:
         return []
@@ -269,7 +227,7 @@ def _converted(values: _Values, parents: list[str]) -> list[str]:
     return parents
 
 
-def _fit(values: _Values, parents: list[str]) -> tuple[list[float], float, float, list[str]]:
+def _fit(values: Values, parents: list[str]) -> tuple[list[float], float, float, list[str]]:
     """Shares of the parents, what is left, what storing the child may have cost; and sides that hold NaN or infinity."""
     import numpy as np
 

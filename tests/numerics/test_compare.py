@@ -11,6 +11,7 @@ import pytest
 
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
 from chimerakit.numerics.compare import (
+    DECODING,
     ROUNDING,
     Differences,
     add_products,
@@ -19,6 +20,7 @@ from chimerakit.numerics.compare import (
     codes,
     fit_shares,
     is_finite,
+    unlike_bytes,
 )
 from chimerakit.numerics.mix import Encoded, Term, encode, mix
 
@@ -116,6 +118,125 @@ def test_pairs_that_are_not_finite_are_counted_and_left_out(side: int, bad: floa
     found = differences(pair[0], pair[1], [])
     assert (found.num_values, found.num_nonfinite, found.num_unlike) == (40, 2, 37)
     assert (found.squared_difference, found.largest) == (4 * 37, 2)
+
+
+FIGURES = (
+    "squared_difference",
+    "inner_product",
+    "squared_norms",
+    "largest",
+    "num_values",
+    "num_unlike",
+    "num_nonfinite",
+)
+
+
+def stored_terms(seed: int, storage: str, scale_dtype: str | None, shape: tuple[int, int]) -> Term:
+    """A panel as it is stored; every fourth number is the same for all seeds."""
+    values = np.random.default_rng(seed).normal(0, 0.02, shape).astype(np.float32)
+    values[:, ::4] = np.random.default_rng(9).normal(0, 0.02, shape).astype(np.float32)[:, ::4]
+    if scale_dtype is None:
+        return as_term(encode(values, storage, None, np.zeros(2)), storage, None)
+    rows = [encode(values[row : row + 128], storage, scale_dtype, np.zeros(2)) for row in range(0, shape[0], 128)]
+    scales = np.concatenate([row.scales for row in rows if row.scales is not None])
+    return Term(storage, np.float32(1), np.concatenate([row.data for row in rows]), scales, scale_dtype)
+
+
+def check_as_decoded(a: Term, b: Term, shape: tuple[int, int]) -> None:
+    """Sums over a stored panel, added in two halves by rows of blocks, are those over decoded values."""
+    stored, plain = Differences(), Differences()
+    for _ in range(2):
+        stored.add_stored(a, b, shape, np.empty(DECODING, np.uint8))
+        plain.add(mix([a], shape), mix([b], shape))
+    assert [getattr(stored, name) for name in FIGURES] == [getattr(plain, name) for name in FIGURES]
+
+
+@pytest.mark.parametrize("shape", [(1, 128), (300, 1280), (128, 2176), (130, 200), (1, 1000), (3, 5)])
+@pytest.mark.parametrize("second", STORAGES)
+@pytest.mark.parametrize("first", STORAGES)
+def test_stored_panels_differ_as_their_values_do(
+    first: tuple[str, str | None], second: tuple[str, str | None], shape: tuple[int, int]
+) -> None:
+    """To the last bit, in any two storages, with whole and ragged blocks, above and below what is decoded at a time."""
+    check_as_decoded(stored_terms(1, *first, shape), stored_terms(2, *second, shape), shape)
+
+
+def test_stored_panels_go_on_where_the_last_one_ended() -> None:
+    """Behind a panel that ends in the middle of a row of sums, too."""
+    stored, plain = Differences(), Differences()
+    for shape in ((3, 5), (2, 256), (1, 1)):
+        a, b = (stored_terms(seed, "BF16", None, shape) for seed in (1, 2))
+        stored.add_stored(a, b, shape, np.empty(DECODING, np.uint8))
+        plain.add(mix([a], shape), mix([b], shape))
+    assert [getattr(stored, name) for name in FIGURES] == [getattr(plain, name) for name in FIGURES]
+    assert (stored._sums == plain._sums).all()
+
+
+@pytest.mark.parametrize(("storage", "scale_dtype"), STORAGES)
+def test_a_panel_against_itself_is_decoded_once(storage: str, scale_dtype: str | None) -> None:
+    """With the sums of two equal ones: norms, and no difference."""
+    term = stored_terms(1, storage, scale_dtype, (256, 1024))
+    check_as_decoded(term, term, (256, 1024))
+    found, twin = Differences(), Differences()
+    found.add_stored(term, term, (256, 1024), np.empty(DECODING, np.uint8))
+    twin.add_stored(term, term._replace(data=term.data.copy()), (256, 1024), np.empty(DECODING, np.uint8))
+    assert [getattr(found, name) for name in FIGURES] == [getattr(twin, name) for name in FIGURES]
+    assert (found.squared_difference, found.num_unlike) == (0, 0)
+
+
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_stored_nans_are_pairs_that_are_not_finite(code: int) -> None:
+    """NaN codes of FP8, also behind thousands of numbers that were added already: nothing counts twice."""
+    shape = (256, 1024)
+    a, b = (stored_terms(seed, FP8_BLOCK, "F32", shape) for seed in (1, 2))
+    a.data[200, 77] = code
+    check_as_decoded(a, b, shape)
+    found = Differences()
+    found.add_stored(a, b, shape, np.empty(DECODING, np.uint8))
+    assert (found.num_values, found.num_nonfinite) == (256 * 1024, 1)
+
+
+def test_shares_do_not_change_what_is_stored() -> None:
+    """A term's share is for mixing."""
+    shape = (4, 256)
+    a, b = (stored_terms(seed, "BF16", None, shape) for seed in (1, 2))
+    found, halved = Differences(), Differences()
+    found.add_stored(a, b, shape, np.empty(DECODING, np.uint8))
+    halved.add_stored(a, b._replace(share=np.float32(0.5)), shape, np.empty(DECODING, np.uint8))
+    assert halved.squared_difference == found.squared_difference
+
+
+def test_stored_panels_that_do_not_fit_are_refused() -> None:
+    """Compiled loops check no bounds."""
+    a, scratch = stored_terms(1, FP8_BLOCK, "F32", (128, 256)), np.empty(DECODING, np.uint8)
+    with pytest.raises(ValueError, match=r"\(128, 256\) bytes for \(128, 384\) weights"):
+        Differences().add_stored(a, a, (128, 384), scratch)
+    wrong = a._replace(scales=np.ones(4, np.float32).view(np.uint8))
+    with pytest.raises(ValueError, match="4 scales for"):
+        Differences().add_stored(wrong, a, (128, 256), scratch)
+    with pytest.raises(ValueError, match="scales for FP8, and for nothing else"):
+        Differences().add_stored(a._replace(scales=None), a, (128, 256), scratch)
+    with pytest.raises(ValueError, match="scratch"):
+        Differences().add_stored(a, a, (128, 256), scratch[:1000])
+
+
+@pytest.mark.parametrize("count", [0, 1, 100, 16_385])
+def test_unlike_bytes_are_counted(count: int) -> None:
+    """In numbers and scales, as numpy counts them."""
+    rng = np.random.default_rng(count)
+    x, y = (rng.integers(0, 3, (1, count), np.uint8) for _ in range(2))
+    scales = [rng.integers(0, 3, 8, np.uint8) for _ in range(2)]
+    a, b = (Term(FP8_BLOCK, np.float32(1), d, s, "F32") for d, s in zip((x, y), scales, strict=True))
+    assert unlike_bytes(a, b) == np.count_nonzero(x != y) + np.count_nonzero(scales[0] != scales[1])
+
+
+def test_bytes_of_other_storages_have_nothing_in_common() -> None:
+    """Not even where there are as many of them; other kinds of FP8 scales with the same dtype are the same storage."""
+    data, one = np.zeros((1, 4), np.uint8), np.float32(1)
+    assert unlike_bytes(Term("BF16", one, data), Term("F16", one, data)) is None
+    wide, narrow = Term(FP8_BLOCK, one, data, data[0], "F32"), Term(FP8_BLOCK_UE8M0, one, data, data[0][:1], "F8_E8M0")
+    assert unlike_bytes(wide, narrow) is None
+    assert unlike_bytes(wide, wide._replace(storage=FP8_BLOCK_UE8M0)) == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -1,4 +1,4 @@
-"""How far values lie apart: allclose as published scripts use it, and least squares between a child and its parents."""
+"""How far values lie apart: allclose as published scripts use it, sums over differences, and least squares."""
 
 import math
 from typing import Any
@@ -6,17 +6,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
+from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS
+from chimerakit.numerics import fused
 from chimerakit.numerics.fp8 import F32, U8
 from chimerakit.numerics.kernels import kernel, magnitude_bits, require
 from chimerakit.numerics.lanes import LANES, add_pair, add_pairs
-from chimerakit.numerics.mix import Term, encode
+from chimerakit.numerics.mix import Term, decode_scales, encode, mix, nbytes_of_weight
 
 RTOL = ATOL = 1e-5
 """numpy's and torch's allclose as in the checks that people published for merges."""
 _RTOL, _ATOL, _INFINITY = np.float32(RTOL), np.float32(ATOL), np.float32(np.inf)
 _RUN = 1 << 14
 """Values that are compared before looking whether all were close."""
+
+_KINDS = {"F32": fused.F32, "F16": fused.F16, "BF16": fused.BF16} | dict.fromkeys(FP8_BLOCKS, fused.E4M3)
+_CACHE_LINE = 64
+DECODING = fused.SCRATCH + 2 * 4 * fused.WIDTH + _CACHE_LINE
+"""Bytes of scratch that `Differences.add_stored` wants."""
 
 _E4M3 = 1.001 * 2**-4
 ROUNDING = {FP8_BLOCK: _E4M3, FP8_BLOCK_UE8M0: _E4M3, "BF16": 1.001 * 2**-8, "F16": 1.001 * 2**-11, "F32": 1e-6}
@@ -69,6 +75,34 @@ class Differences:
         _add_differences(a, b, self._sums, self._num_values % LANES)
         self._num_values += a.size
 
+    def add_stored(self, a: Term, b: Term, shape: tuple[int, int], scratch: U8) -> None:
+        """Add a panel as both sides store it: code x scale, whatever the terms' shares.
+
+        The sums are those of `add` to the last bit, but no float32 panel is held in memory. Where a and b are the same
+        term it is decoded once. shape: (rows, cols); of blocks it may have any number of rows, and begins with a row of
+        blocks. scratch: DECODING bytes, for one thread at a time.
+        """
+        rows, cols = shape
+        require(scratch.size >= DECODING, f"{scratch.size} bytes of scratch")
+        terms = [term._replace(share=np.float32(1)) for term in ((a,) if a is b else (a, b))]
+        for term in terms:
+            require(
+                term.data.size == rows * cols * nbytes_of_weight(term.storage),
+                f"{term.data.shape} bytes for {shape} weights",
+            )
+            require(term.data.flags.c_contiguous, "compiled loops go by addresses")
+        if cols % BLOCK == 0 and self._num_values % LANES == 0:
+            factors = np.stack([_factors(term, shape) for term in terms])
+            kinds = np.array([_KINDS[term.storage] for term in terms])
+            sources = np.array([term.data.ctypes.data for term in terms])
+            added = self._sums.copy()
+            if _add_numbers(kinds, sources, factors, rows, cols, scratch, added):
+                self._sums = added
+                self._num_values += rows * cols
+                return
+        values = [mix([term], shape) for term in terms]
+        self.add(values[0], values[-1])
+
     @property
     def squared_difference(self) -> float:
         """The sum of (a - b)^2."""
@@ -117,6 +151,65 @@ def _add_differences(a: Any, b: Any, sums: Any, first: Any) -> None:
         add_pairs(found, x + 4 * j, y + 4 * j)
     for j in range(tail, n):
         add_pair(found + 8 * (j - tail), x + 4 * j, y + 4 * j)
+
+
+@kernel
+def _add_numbers(kinds: Any, sources: Any, factors: Any, rows: Any, cols: Any, scratch: Any, sums: Any) -> bool:
+    """Decode and add 1024 pairs at a time; False, with sums half added to, if there is more than the fast kernels take.
+
+    kinds, sources: of one side or two. factors: (sides, rows of blocks, cols / 128). scratch: DECODING bytes.
+    """
+    found = sums.ctypes.data
+    lines = (scratch.ctypes.data + fused.SCRATCH + _CACHE_LINE - 1) // _CACHE_LINE * _CACHE_LINE
+    other = lines + 4 * fused.WIDTH * (kinds.size - 1)
+    source = np.empty(1, np.int64)
+    for i in range(rows):
+        for col in range(0, cols, fused.WIDTH):
+            width = min(fused.WIDTH, cols - col)
+            for n in range(kinds.size):
+                source[0] = sources[n] + (i * cols + col) * fused.NBYTES[kinds[n]]
+                factor = factors[n : n + 1, i // BLOCK, col // BLOCK :]
+                line = lines + 4 * fused.WIDTH * n
+                if not fused.mix_values(kinds[n : n + 1], source, factor, 1, width, width, line, scratch):
+                    return False
+            for j in range(0, 4 * width, 4 * LANES):
+                add_pairs(found, lines + j, other + j)
+    return True
+
+
+def _factors(term: Term, shape: tuple[int, int]) -> F32:
+    """What the stored numbers are multiplied with. (rows of blocks, blocks)"""
+    count = (-(-shape[0] // BLOCK), -(-shape[1] // BLOCK))
+    require((term.storage in FP8_BLOCKS) == (term.scales is not None), "scales for FP8, and for nothing else")
+    if term.scales is None:
+        return np.ones(count, np.float32)
+    scales = decode_scales(term.scales.reshape(-1), term.scale_dtype)
+    require(scales.size == math.prod(count), f"{scales.size} scales for {shape} weights")
+    return scales.reshape(count)
+
+
+def unlike_bytes(a: Term, b: Term) -> int | None:
+    """How many bytes differ in a panel, scales included; None where the sides do not store it alike."""
+    if _KINDS[a.storage] != _KINDS[b.storage] or a.scale_dtype != b.scale_dtype:
+        return None
+    pairs = [(a.data, b.data)]
+    if a.scales is not None and b.scales is not None:
+        pairs.append((a.scales, b.scales))
+    for x, y in pairs:
+        require(x.shape == y.shape, f"{x.shape} bytes against {y.shape}")
+    return sum(int(_num_unlike(x.reshape(-1), y.reshape(-1))) for x, y in pairs)
+
+
+@kernel
+def _num_unlike(a: Any, b: Any) -> Any:
+    found = np.int64(0)
+    for start in range(0, a.size, _RUN):
+        x, y = a[start : start + _RUN], b[start : start + _RUN]
+        num_here = np.int32(0)  # narrow, so that many are compared at a time
+        for j in range(x.size):
+            num_here += np.int32(x[j] != y[j])
+        found += np.int64(num_here)
+    return found
 
 
 def are_stored_as(values: F32, child: Term) -> bool:

@@ -1,0 +1,271 @@
+"""Where two checkpoints differ: one reading pass gives the difference map, on which a recipe's delta is decided.
+
+Compared are the values, code x scale in float32, of every unit that both have with the same shape, and the stored bytes where
+both store alike. A panel whose bytes are equal is decoded once. Everything else is listed with the reason.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from chimerakit.anatomy import Anatomy
+from chimerakit.compare.difference import (
+    FIGURES,
+    DifferenceMap,
+    DifferenceSummary,
+    Identity,
+    Sums,
+    Threshold,
+    UnitDifference,
+    summarize_map,
+    thresholds,
+)
+from chimerakit.compare.saved import load_map, save_map
+from chimerakit.errors import MapError
+from chimerakit.events import Listener, Report, Said, ignore
+from chimerakit.execute import Inputs
+from chimerakit.manifest import parent_record
+from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
+from chimerakit.plan.panels import cut
+from chimerakit.records import COMPONENTS, Checkpoint, Tensor, Unit
+from chimerakit.runners.local import default_threads
+from chimerakit.scan import ScanJob, ScanUnit, Values, cut_jobs, objection_to, run_scan, scan_units
+from chimerakit.stores.digest import digest_of, digest_range
+from chimerakit.stores.journal import Journal
+from chimerakit.stores.local import Readers
+
+if TYPE_CHECKING:
+    from chimerakit.numerics.mix import Term
+
+__all__ = [
+    "FIGURES",
+    "DifferenceMap",
+    "DifferenceSummary",
+    "Identity",
+    "Sums",
+    "Threshold",
+    "UnitDifference",
+    "compare_checkpoints",
+    "distances",
+    "load_map",
+    "save_map",
+    "summarize_map",
+    "thresholds",
+]
+
+A, B = "a", "b"
+_PARTIAL_FORMAT = 1
+_SMALLEST = 2
+"""Units of each component that identify a checkpoint."""
+_LOOKED_AT = 1 << 20
+"""Bytes of each of their tensors; the smallest embedding has gigabytes."""
+
+
+def compare_checkpoints(
+    a: Checkpoint,
+    b: Checkpoint,
+    *,
+    only: Collection[str] | None = None,
+    partial: Path | None = None,
+    threads: int | None = None,
+    max_memory: int = MAX_MEMORY,
+    listener: Listener = ignore,
+) -> DifferenceMap:
+    """The difference map of a base and another checkpoint; every weight byte of both is read once.
+
+    only: names of units; nothing of the others is read, nor in the map. partial: a file to which results are appended as they
+    come, and from which a second call goes on; the caller removes it when it has the map. threads: jobs at a time, at most;
+    as many as max_memory (bytes) allows. The map is the same for any number of them. Raises PlanError (memory),
+    CheckpointError, OutputError (the partial file).
+    """
+    sides = {A: a, B: b}
+    anatomies = {side: Anatomy(checkpoint) for side, checkpoint in sides.items()}
+    units = {side: anatomy.units() for side, anatomy in anatomies.items()}
+    there = [unit for unit in scan_units(units) if only is None or unit.name in only]
+    both = [unit for unit in there if len(unit.sides) == 2]
+    problems = {
+        unit.name: problem
+        for unit in both
+        if (problem := _problem(anatomies, {side: units[side][unit.name] for side in sides}))
+    }
+    todo = [unit for unit in both if unit.name not in problems]
+    most = max((cut(unit.sides[A].tensors[0].shape, is_blocked=_is_matrix(unit)).most for unit in todo), default=0)
+    threads = scan_threads_within(len(there), most, 2, max_memory, threads or default_threads())
+    jobs = cut_jobs(sides, todo)
+    of_a, of_b = _identity(a, units[A].values()), _identity(b, units[B].values())
+    with nullcontext() if partial is None else closing(Journal(partial)) as journal:
+        found = {unit.unit: unit for unit in _compare(jobs, journal, threads, listener)}
+    return DifferenceMap(
+        a=of_a,
+        b=of_b,
+        units=tuple(found[unit.name] for unit in todo),
+        only_in={"a": _only(there, A), "b": _only(there, B)},
+        problems=problems,
+    )
+
+
+def _is_matrix(unit: ScanUnit) -> bool:
+    return len(unit.sides[A].tensors[0].shape) == 2
+
+
+def _only(there: Iterable[ScanUnit], side: str) -> tuple[str, ...]:
+    return tuple(unit.name for unit in there if set(unit.sides) == {side})
+
+
+def _problem(anatomies: Mapping[str, Anatomy], unit: Mapping[str, Unit]) -> str:
+    """Why a unit that both have can't be compared, if so."""
+    objections = {side: objection_to(anatomies[side], own) for side, own in unit.items()}
+    if any(objections.values()):
+        return "; ".join(f"{side}: {objection}" for side, objection in objections.items() if objection)
+    if unit[A].shape != unit[B].shape:
+        return f"the shapes differ: {list(unit[A].shape)} in a, {list(unit[B].shape)} in b"
+    return ""
+
+
+# --------------------------------------------------------------------------------------------- units
+
+
+def _compare(
+    jobs: Sequence[ScanJob], journal: Journal | None, threads: int, listener: Listener
+) -> Iterator[UnitDifference]:
+    """All units of all jobs; those of jobs that an earlier call did as it left them."""
+    kept = {} if journal is None else _kept(jobs, journal)
+    if kept:
+        listener(Said(f"{len(kept)} of {len(jobs)} jobs were done before"))
+    todo = [job for job in jobs if job.id not in kept]
+    for answer in kept.values():
+        yield from answer
+    for job, answer in run_scan("comparing", _compare_job, todo, threads=threads, listener=listener):
+        if journal is not None:
+            journal.append(msgspec.json.encode(_Line.of(job, msgspec.json.encode(answer))))
+        yield from answer
+
+
+def _compare_job(job: ScanJob, inputs: Inputs, report: Report) -> tuple[ScanJob, list[UnitDifference]]:
+    return job, [_compare_unit(unit, inputs, report) for unit in job.units]
+
+
+def _compare_unit(unit: ScanUnit, inputs: Inputs, report: Report) -> UnitDifference:
+    from chimerakit.numerics.compare import DECODING, Differences, unlike_bytes
+
+    values, found = Values(unit, (A, B), inputs, report), Differences()
+    alike = unlike = 0
+    for panel in values.panels():
+        a, b = values.term(A, panel), values.term(B, panel)
+        here = unlike_bytes(a, b)
+        if here is not None:
+            alike, unlike = alike + _panel_nbytes(a), unlike + here
+        found.add_stored(a, a if here == 0 else b, (panel.rows, panel.cols), inputs.memory("decoding", DECODING))
+        report(_panel_nbytes(a) + _panel_nbytes(b))
+    nbytes_a, nbytes_b = (sum(t.nbytes for t in unit.sides[side].tensors) for side in (A, B))
+    squared_norm_a, squared_norm_b = found.squared_norms
+    return UnitDifference(
+        unit=unit.name,
+        role=unit.role,
+        storages=(values.storages[A], values.storages[B]),
+        weights=found.num_values,
+        nonfinite=found.num_nonfinite,
+        unlike_values=found.num_unlike,
+        squared_difference=found.squared_difference,
+        inner_product=found.inner_product,
+        squared_norm_a=squared_norm_a,
+        squared_norm_b=squared_norm_b,
+        largest=found.largest,
+        nbytes_a=nbytes_a,
+        nbytes_b=nbytes_b,
+        alike_bytes=alike,
+        unlike_bytes=unlike,
+    )
+
+
+def _panel_nbytes(term: "Term") -> int:
+    return term.data.nbytes + (0 if term.scales is None else term.scales.nbytes)
+
+
+# ---------------------------------------------------------------------------------------- going on
+
+
+class _Line(Struct, frozen=True):
+    """What one job found, as it is kept."""
+
+    job: int
+    seal: str
+    """xxh3-128 of what the job is about and of what it found: one of other files, or torn, does not fit."""
+    found: msgspec.Raw
+
+    @classmethod
+    def of(cls, job: ScanJob, found: bytes) -> "_Line":
+        """Seal what a job found, given as text."""
+        files = {t.file for unit in job.units for side in unit.sides.values() for t in side.tensors}
+        signatures = {
+            side: {name: signature for name, signature in own.items() if name in files}
+            for side, own in job.signatures.items()
+        }
+        about = msgspec.json.encode((_PARTIAL_FORMAT, signatures, job.units))
+        return cls(job.id, digest_of(about + found), msgspec.Raw(found))
+
+
+def _kept(jobs: Sequence[ScanJob], journal: Journal) -> dict[int, list[UnitDifference]]:
+    """What earlier calls found, of the jobs whose lines are whole and about these very files."""
+    kept = {}
+    for text in journal.lines():
+        try:
+            line = msgspec.json.decode(text, type=_Line)
+            if 0 <= line.job < len(jobs) and line == _Line.of(jobs[line.job], bytes(line.found)):
+                kept[line.job] = msgspec.json.decode(line.found, type=list[UnitDifference])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+    return kept
+
+
+# ------------------------------------------------------------------------------------- of whom it is
+
+
+def distances(found: DifferenceMap, a: Checkpoint, b: Checkpoint) -> dict[str, float]:
+    """What a delta is held against: RMS by the unit's name, infinite for a unit with NaN or infinity.
+
+    Raises MapError if the map is not of these two checkpoints, in either order; a few small tensors are read to see that.
+    """
+    objections = [_objection(found, *pair) for pair in ((a, b), (b, a))]
+    if all(objections):
+        raise MapError(
+            "the difference map is of other checkpoints",
+            expected=f"{a.root} and {b.root}",
+            found=objections[0],
+            do="make one of these: chimerakit compare A B -o MAP.npz",
+        )
+    return {unit.unit: unit.distance for unit in found.units}
+
+
+def _objection(found: DifferenceMap, a: Checkpoint, b: Checkpoint) -> str:
+    """In what a checkpoint is not the one of the map, if so."""
+    for identity, checkpoint in ((found.a, a), (found.b, b)):
+        if parent_record(checkpoint.shards, checkpoint.config) != identity.record:
+            return f"other weight files, headers or config than those of {checkpoint.root}"
+        tensors = [checkpoint.tensors[name] for name in identity.fingerprint if name in checkpoint.tensors]
+        if _fingerprint(checkpoint, tensors) != identity.fingerprint:
+            return f"other weights than those of {checkpoint.root}, under the same headers"
+    return ""
+
+
+def _identity(checkpoint: Checkpoint, units: Iterable[Unit]) -> Identity:
+    """A checkpoint, by its headers and the smallest units of each component."""
+    by_size = sorted(units, key=lambda unit: (unit.nbytes, unit.name))
+    chosen = [
+        unit for component in COMPONENTS for unit in [u for u in by_size if u.role.component == component][:_SMALLEST]
+    ]
+    tensors = [tensor for unit in chosen for tensor in unit.tensors]
+    return Identity(parent_record(checkpoint.shards, checkpoint.config), _fingerprint(checkpoint, tensors))
+
+
+def _fingerprint(checkpoint: Checkpoint, tensors: Iterable[Tensor]) -> dict[str, str]:
+    found = {}
+    with Readers() as readers:
+        for tensor in tensors:
+            reader = readers.get(Path(checkpoint.root, tensor.file), checkpoint.signatures[tensor.file])
+            found[tensor.name] = digest_range(reader, tensor.start, min(tensor.nbytes, _LOOKED_AT)).xxh3
+    return dict(sorted(found.items()))
