@@ -31,6 +31,13 @@ def term(share: float, weight: torch.Tensor, *scales: torch.Tensor) -> torch.Ten
     return (spread(factor * scales[0].float(), weight) if scales else factor) * weight.float()
 
 
+def distances(a: Path, b: Path) -> dict[str, float]:
+    """||A - B||_F / sqrt(numel) of the float32 values, by a weight's name; in float64."""
+    mine, theirs = (load(folder)[0] for folder in (a, b))
+    apart = {n: term(1.0, *own).double() - term(1.0, *theirs[n]).double() for n, own in mine.items()}
+    return {n: float(difference.norm()) / difference.numel() ** 0.5 for n, difference in apart.items()}
+
+
 def to_blocks(values: torch.Tensor, powers_of_two: bool, dtype: torch.dtype) -> Stored:
     """FP8 codes, and a scale for each 128x128 block."""
     high, wide = (-(-side // 128) for side in values.shape)

@@ -82,6 +82,7 @@ def test_everything_at_once() -> None:
         mtp: true
       - mix: {v3: 1, r1: 1}
         normalize: false
+        delta: 0.0015
         components: all
     output: {dtype: fp8-block, shards: by-rule, tokenizer: v3, chat_template: r1}
     """
@@ -97,7 +98,7 @@ def test_everything_at_once() -> None:
             ),
             Rule(mix={"r1": Gradient(0.2, 0.8)}, tensors=("*.kv_b_proj.weight",)),
             Rule(mix={"v3": 1.0, "r1": 0.5}, normalize=True, mtp=True),
-            Rule(mix={"v3": 1.0, "r1": 1.0}, normalize=False, components=COMPONENTS),
+            Rule(mix={"v3": 1.0, "r1": 1.0}, normalize=False, delta=0.0015, components=COMPONENTS),
         ),
         output=Output(dtype="fp8-block", shards="by-rule", tokenizer="v3", chat_template="r1"),
     )
@@ -258,9 +259,21 @@ def test_typo_without_a_near_word() -> None:
         ("take: r1, normalize: true, mtp: true", ["normalize belongs to mix"]),
         ("mix: {r1: 1}, normalize: 1, mtp: true", ["must be true or false", "found:    1"]),
         (
-            "mix: {r1: 0.5}, delta: 0.0015, components: all",
-            ["delta is not supported yet: it needs the difference map of a parent pair", "leave delta out"],
+            "take: r1, delta: 0.0015, mtp: true",
+            ["delta belongs to mix", "mix: {r1: 1} takes units whole where they differ"],
         ),
+        ("take: r2, delta: 0.0015, mtp: true", ["take: unknown parent 'r2'"]),
+        ("mix: {r1: 0.5}, delta: 0.0015", ["selects nothing"]),
+        (
+            "mix: {r1: 1}, delta: -0.1, mtp: true",
+            ["delta: a delta must be a number from 0 on", "such as 0.0015", "-0.1"],
+        ),
+        ("mix: {r1: 1}, delta: '0.1', mtp: true", ["delta: a delta must be a number from 0 on", "found:    '0.1'"]),
+        ("mix: {r1: 1}, delta: true, mtp: true", ["a delta must be a number from 0 on", "found:    True"]),
+        ("mix: {r1: 1}, delta: .nan, mtp: true", ["a delta must be a number from 0 on", "found:    nan"]),
+        ("mix: {r1: 1}, delta: .inf, mtp: true", ["a delta must be a number from 0 on", "found:    inf"]),
+        ("mix: {r1: 1}, delta: 1e999, mtp: true", ["a delta must be a number from 0 on", "found:    inf"]),
+        ("mix: {r1: 1}, delta: {from: 0, to: 1}, mtp: true", ["a delta must be a number from 0 on", "{'from': 0"]),
     ],
 )
 def test_mistakes_in_a_rule(rule: str, said: list[str]) -> None:
@@ -356,6 +369,7 @@ def test_traps_are_refused(text: str, said: list[str]) -> None:
 def test_numbers(written: str, meant: float) -> None:
     """Every usual way to write a number is a number, `1e-3` too."""
     assert rule_of(f"mix: {{r1: {written}}}, mtp: true").mix == {"r1": meant}
+    assert rule_of(f"mix: {{r1: 1}}, delta: {written}, mtp: true").delta == meant
 
 
 @pytest.mark.parametrize("word", ["yes", "no", "on", "off", "y", "n", "3:59", "1_000", "2024-01-01"])
@@ -419,7 +433,10 @@ SHARES = st.floats(0, 1) | st.sampled_from([0.75, 1e-7, 1 / 3])
 
 @st.composite
 def mixes(draw: st.DrawFn, parents: list[str], base: str) -> dict[str, Any]:
-    """mix and normalize of a rule, in any of the ways that are right."""
+    """mix, normalize and delta of a rule, in any of the ways that are right."""
+    delta = draw(
+        st.sampled_from([{}, {}, {"delta": 0.0}, {"delta": 1e-05}]) | st.builds(dict, delta=st.floats(0, 1e300))
+    )
     way = draw(st.sampled_from(["rest", "normalize", "as is"]))
     if way == "rest":
         others = draw(st.lists(st.sampled_from([p for p in parents if p != base] or [base]), unique=True, min_size=1))
@@ -427,11 +444,12 @@ def mixes(draw: st.DrawFn, parents: list[str], base: str) -> dict[str, Any]:
         mix: dict[str, float | Gradient] = {
             p: 1.0 if p == base else draw(share | st.builds(Gradient, share, share)) for p in others
         }
-        return {"mix": mix}
+        return {"mix": mix, **delta}
     share = st.floats(0.001, 9) if way == "normalize" else st.floats(-9, 9)
     return {
         "mix": {p: draw(share | st.builds(Gradient, share, share)) for p in parents},
         "normalize": way == "normalize",
+        **delta,
     }
 
 

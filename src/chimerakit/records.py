@@ -187,6 +187,9 @@ class Rule(Struct, frozen=True):
     """Shares as written; the base may be left out."""
     normalize: bool | None = None
     """True: shares are divided by their sum. False: they are used as written, whatever they sum to."""
+    delta: float | None = None
+    """A unit is mixed where the values of some parent differ from the base's by more than this (RMS); elsewhere it is the
+    base's. None: every unit is mixed."""
     components: tuple[Component, ...] | None = None
     layers: tuple[Span, ...] | None = None
     experts: tuple[Span, ...] | None = None
@@ -286,6 +289,25 @@ class FileRow(Struct, frozen=True):
     """What was changed, in words; None for a plain copy."""
 
 
+class Amount(Struct, frozen=True):
+    """Some units of the child, counted."""
+
+    units: int
+    tensors: int
+    nbytes: int
+    """As the child stores them."""
+
+
+class DeltaSummary(Struct, frozen=True):
+    """What of a rule with a delta is mixed, and what is not."""
+
+    delta: float
+    mixed: Amount
+    """What a parent that has a share differs in by more."""
+    left: Amount
+    """What stays the base's."""
+
+
 class RuleSummary(Struct, frozen=True):
     """What one rule took."""
 
@@ -299,6 +321,8 @@ class RuleSummary(Struct, frozen=True):
     mtp_nbytes: int
     kinds: dict[str, int]
     """Units for each kind of row."""
+    delta: DeltaSummary | None = None
+    """What the rule's delta makes of them."""
 
 
 class Plan(Struct, frozen=True):

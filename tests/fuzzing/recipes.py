@@ -82,6 +82,8 @@ def _rule(random: Random, names: list[str], base: str) -> dict[str, Any]:
         rule["mix"] = {random.choice(others): share}
         if random.random() < 0.3:
             rule["mix"], rule["normalize"] = {name: random.choice((-2, 0.5, 3)) for name in names}, False
+        if random.random() < 0.3:
+            rule["delta"] = random.choice((0, 0.0015, 1e-5, 2))
     choices = {
         "components": ("all", *COMPONENTS, random.sample(COMPONENTS, 2)),
         "layers": _SPANS,

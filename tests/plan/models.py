@@ -107,11 +107,15 @@ def recipe_of(*rules: Mapping[str, Any], parents: str = "v3 r1", **output: Any) 
 
 
 def plan_of(
-    *rules: Mapping[str, Any], base: Checkpoint, output: Mapping[str, Any] | None = None, **others: Checkpoint
+    *rules: Mapping[str, Any],
+    base: Checkpoint,
+    output: Mapping[str, Any] | None = None,
+    distances: Mapping[str, Mapping[str, float]] | None = None,
+    **others: Checkpoint,
 ) -> Plan:
     """The plan of these rules over the base `v3` and other parents by name."""
     names = " ".join(["v3", *others])
-    return make_plan(recipe_of(*rules, parents=names, **(output or {})), {"v3": base, **others})
+    return make_plan(recipe_of(*rules, parents=names, **(output or {})), {"v3": base, **others}, distances)
 
 
 def rows_by_name(plan: Plan) -> dict[str, Row]:

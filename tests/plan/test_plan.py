@@ -250,6 +250,21 @@ def test_digest_depends_on_the_order_of_shares() -> None:
     assert first != second
 
 
+def test_another_map_is_another_plan_exactly_if_a_row_is_another() -> None:
+    """Distances decide about rows and show in nothing else; another delta is another recipe, which the manifest holds."""
+
+    def plan(delta: float, **apart: float) -> Plan:
+        rule = {"mix": {"r1": 0.5}, "components": "head", "mtp": False, "delta": delta}
+        return plan_of(rule, base=FP8, r1=FP8_OTHER, distances={"r1": {"lm_head.weight": 0.5, **apart}})
+
+    far, farther, near = plan(0.25), plan(0.25, **{"lm_head.weight": 0.75}), plan(0.25, **{"lm_head.weight": 0.25})
+    assert far == farther
+    assert far.rows != near.rows
+    assert far.digest != near.digest
+    assert plan(0.375).rows == far.rows
+    assert plan(0.375).digest != far.digest
+
+
 def test_digest_does_not_depend_on_hash_order() -> None:
     """Another process, in which sets and texts have other hashes, plans the same digest."""
     code = "from tests.plan.test_plan import HALF, digest; print(digest(HALF, dtype='bf16', shards='by-rule'))"

@@ -1,18 +1,21 @@
 """Which rule takes which unit, from whom, and everything that is refused."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from random import Random
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from chimerakit.errors import PlanError
 from chimerakit.plan import make_plan
-from chimerakit.records import COMPONENTS, Checkpoint, Input
+from chimerakit.records import COMPONENTS, Amount, Checkpoint, DeltaSummary, Input, Plan
 from tests.plan.models import checkpoint, entries_of, model, plan_of, recipe_of, rows_by_name
 from tests.synthetic import CONFIG, config_of, layout
 
@@ -27,7 +30,7 @@ TAKE_ALL = {"take": "r1", "components": "all"}
 
 def problems(*rules: Mapping[str, Any], base: Checkpoint = BF16, **parents: Any) -> list[str]:
     """What is wrong with these rules."""
-    others = parents or {"r1": BF16_OTHER}
+    others = {"r1": BF16_OTHER} | parents
     with pytest.raises(PlanError) as e:
         plan_of(*rules, base=base, **others)
     return list(e.value.problems)
@@ -463,6 +466,119 @@ def test_missing_and_unlike_at_once() -> None:
     """Units that are missing and units that are unlike are said together."""
     odd = model(mtp=False, change={GATE: ("BF16", (1, 1)), NORM: ("BF16", (1,))})
     assert len(problems(TAKE_ALL, r1=odd)) == 3
+
+
+# ---------------------------------------------------------------------------------------------- deltas
+
+HALF = {"mix": {"r1": 0.5}, "components": "all"}
+
+
+def apart(distance: float, **others: float) -> dict[str, float]:
+    """How far a parent is from the base in every unit, but for GATE and NORM."""
+    return dict.fromkeys(NAMES, distance) | {{"gate": GATE, "norm": NORM}[word]: d for word, d in others.items()}
+
+
+def shares_of(plan: Plan) -> dict[str, dict[str, float]]:
+    return {row.unit: {part.parent: part.share for part in row.inputs} for row in plan.rows}
+
+
+@given(
+    st.sampled_from(
+        [{"r1": 0.5}, {"r1": 1}, {"r1": 0.25, "x": 0.25}, {"x": 0.5, "r1": 0}, {"r1": {"from": 0, "to": 1}}]
+    ),
+    st.sampled_from([0, 1, 2, 3]),
+    st.randoms(use_true_random=False),
+    st.sampled_from(["keep", "bf16"]),
+)
+def test_a_unit_is_mixed_where_a_mixed_parent_is_farther_than_delta(
+    mix: dict[str, Any], delta: float, random: Random, dtype: str
+) -> None:
+    """Rows are those of the rule without delta where max d > delta over its parents with a share, else those of the base."""
+    parents: dict[str, Any] = {"base": FP8, "r1": FP8_OTHER, "x": BF16}
+    rule = {"mix": mix, "layers": "0-2"}
+    distances = {name: {unit: random.randrange(4) for unit in NAMES} for name in ("r1", "x")}
+    mixed, alone = (rows_by_name(plan_of(*rules, output={"dtype": dtype}, **parents)) for rules in ([rule], []))
+    for name, row in rows_by_name(
+        plan_of({**rule, "delta": delta}, output={"dtype": dtype}, distances=distances, **parents)
+    ).items():
+        others = [part.parent for part in mixed[name].inputs if part.parent != "v3"]
+        is_mixed = any(distances[parent][name] > delta for parent in others)
+        expected = mixed[name] if is_mixed else replace(alone[name], rule=mixed[name].rule)
+        assert row == expected
+
+
+def test_a_delta_of_one_rule_is_no_matter_of_the_next() -> None:
+    """A unit that a delta leaves to the base stays so: its rule has taken it, and no later rule gets it."""
+    plan = plan_of(
+        {**HALF, "delta": 1, "components": "routed_experts"},
+        {"take": "r1", "components": "all"},
+        base=BF16,
+        r1=BF16_OTHER,
+        distances={"r1": apart(0, gate=2)},
+    )
+    found = shares_of(plan)
+    assert found[GATE] == {"v3": 0.5, "r1": 0.5}
+    assert found[GATE.replace("gate_proj", "up_proj")] == {"v3": 1}
+    assert found[NORM] == {"r1": 1}
+
+
+def test_what_a_delta_takes_is_counted() -> None:
+    """Units, tensors and bytes that are mixed and that are left to the base stand in the summary; elsewhere nothing does."""
+    rule = {**HALF, "components": "routed_experts", "delta": 0.5}
+    plan = plan_of(rule, base=FP8, r1=FP8_OTHER, distances={"r1": apart(0.5, gate=0.6)})
+    experts, rest = plan.summaries
+    unit = 72 * 200 + 2 * 4
+    assert experts.delta == DeltaSummary(0.5, mixed=Amount(1, 2, unit), left=Amount(35, 70, 35 * unit))
+    assert (experts.units, experts.nbytes, experts.kinds) == (36, 36 * unit, {"copy": 35, "mix": 1})
+    assert rest.delta is None
+    assert plan_of({**rule, "delta": 1}, base=FP8, r1=FP8_OTHER, distances={"r1": apart(1)}).reads["r1"] == 0
+
+
+def test_a_delta_without_distances_is_refused() -> None:
+    """Once for each parent, with the command that makes the map, and the flag that takes it."""
+    moved = model("bf16", root="/my models/r1")
+    rules: list[Mapping[str, Any]] = [
+        {**HALF, "components": "routed_experts", "delta": 0.5},
+        {"take": "x", "components": "router"},
+        {"mix": {"r1": 0.5, "x": {"from": 0, "to": 0}}, "components": "attention", "delta": 0},
+    ]
+    expected = (
+        "the delta of rule 1, 3 asks how far 'r1' is from the base 'v3', which is not known: make a map with "
+        "`chimerakit compare /nowhere '/my models/r1' -o v3-r1.npz` and pass `--differences v3-r1.npz`"
+    )
+    assert problems(*rules, r1=moved, x=BF16) == [expected]
+    assert plan_of(*rules, base=BF16, r1=moved, x=BF16, distances={"r1": apart(1)}).rows
+
+
+@pytest.mark.parametrize("distance", [math.nan, math.inf])
+def test_an_unknown_distance_is_refused_by_name(distance: float) -> None:
+    """Planning does not guess: what is not finite or not in the map is named, with the selector that leaves it out."""
+    rules = [{**HALF, "components": "routed_experts", "delta": 0.5}]
+    (said,) = problems(*rules, distances={"r1": apart(1, gate=distance)})
+    assert said.startswith(
+        "the delta of rule 1 asks how far 'r1' is from the base 'v3', which is not known for 1 of its units, such as "
+        f"{GATE}: its values are not finite; "
+    )
+    assert said.endswith(f"`take: v3`, `tensors: [{GATE}]`")
+    known = {name: 1.0 for name in NAMES if ".experts.3." not in name}
+    (said,) = problems(*rules, distances={"r1": known})
+    assert "is not known for 9 of its units" in said
+    assert "the map does not have it" in said
+
+
+def test_a_unit_that_a_parent_lacks_is_missing_not_unknown() -> None:
+    """What can't be compared because it is not there, or of another shape, is said once, as without a delta."""
+    other = model(drop=lambda name: name == GATE, change={NORM: ("BF16", (1,))})
+    known = {name: 1.0 for name in NAMES if name not in (GATE, NORM)}
+    with_delta = problems({**HALF, "delta": 1}, r1=other, distances={"r1": known})
+    assert with_delta == problems(HALF, r1=other)
+    assert len(with_delta) == 2
+
+
+def test_a_delta_gives_no_parent_to_a_unit_without_shares() -> None:
+    """Shares that are all 0 say nothing, whatever the delta."""
+    rule = {"mix": {"v3": 0, "r1": 0}, "normalize": False, "tensors": NORM, "delta": 5}
+    assert problems(rule, distances={"r1": apart(1)}) == [f"{NORM}: all shares are 0"]
 
 
 # ------------------------------------------------------------------------------- what a parent may lack

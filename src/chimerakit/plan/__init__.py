@@ -19,20 +19,27 @@ from chimerakit.errors import PlanError
 from chimerakit.numerics import VERSION as NUMERICS
 from chimerakit.plan.files import plan_files
 from chimerakit.plan.layout import Layout, cut_segments, place
-from chimerakit.plan.select import Draft, select
+from chimerakit.plan.select import Distances, Draft, select
 from chimerakit.recipe import recipe_to_data, say_rule, without_places
-from chimerakit.records import Checkpoint, Job, Plan, Recipe, Row, RuleSummary
+from chimerakit.records import Amount, Checkpoint, DeltaSummary, Job, Plan, Recipe, Row, RuleSummary
 from chimerakit.stores.digest import Hasher
 
 SEGMENT_NBYTES = 256 << 20
 """Bytes that one job writes, if its units allow: enough to make jobs few, little enough to lose."""
 
 
-def make_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], *, segment_nbytes: int = SEGMENT_NBYTES) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    parents: Mapping[str, Checkpoint],
+    distances: Distances | None = None,
+    *,
+    segment_nbytes: int = SEGMENT_NBYTES,
+) -> Plan:
     """Decide everything about a child.
 
-    Raises PlanError with every problem: rules that match nothing, parents that lack what is taken from them, shapes,
-    storages and config values that disagree.
+    distances: where rules have a delta, how far parents lie from the base, as `deltas.read_distances` has it. Raises
+    PlanError with every problem: rules that match nothing, parents that lack what is taken from them, shapes, storages and
+    config values that disagree, distances that are not known.
     """
     if set(parents) != set(recipe.parents):
         raise PlanError(
@@ -44,7 +51,7 @@ def make_plan(recipe: Recipe, parents: Mapping[str, Checkpoint], *, segment_nbyt
         raise PlanError([f"the base {recipe.base!r} has no tensors"])
     if problems := list(_disagreements(recipe.base, anatomies)):
         raise PlanError(problems)
-    drafts, problems = select(recipe, anatomies)
+    drafts, problems = select(recipe, anatomies, distances or {})
     if not problems:
         layout = place(recipe, parents[recipe.base], drafts)
         files, problems = plan_files(recipe, parents, layout, {d.storage for d in drafts})
@@ -155,9 +162,24 @@ def _summaries(recipe: Recipe, rows: tuple[Row, ...]) -> tuple[RuleSummary, ...]
                 mtp_tensors=sum(len(row.outputs) for row in mtp),
                 mtp_nbytes=sum(row.nbytes for row in mtp),
                 kinds={kind: count for kind, count in kinds.items() if count},
+                delta=None if rule is None else _summarize_delta(recipe, rule, taken),
             )
         )
     return tuple(found)
+
+
+def _summarize_delta(recipe: Recipe, rule: int, taken: list[Row]) -> DeltaSummary | None:
+    delta = recipe.rules[rule].delta
+    if delta is None:
+        return None
+    parts: dict[bool, list[Row]] = {True: [], False: []}
+    for row in taken:
+        parts[[(part.parent, part.share) for part in row.inputs] == [(recipe.base, 1)]].append(row)
+    return DeltaSummary(delta, mixed=_amount(parts[False]), left=_amount(parts[True]))
+
+
+def _amount(rows: Collection[Row]) -> Amount:
+    return Amount(len(rows), sum(len(row.outputs) for row in rows), sum(row.nbytes for row in rows))
 
 
 def _reads(recipe: Recipe, layout: Layout) -> dict[str, int]:

@@ -1,5 +1,11 @@
-"""Which rule takes which unit, from which parents, at which shares. The first matching rule wins; the base takes the rest."""
+"""Which rule takes which unit, from which parents, at which shares. The first matching rule wins; the base takes the rest.
 
+A rule with a delta mixes a unit only where a parent lies farther from the base than that. How far they lie is a question
+to weights, which planning does not read: it is given distances, and refuses where it would have to guess.
+"""
+
+import math
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -13,6 +19,9 @@ from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, MIXABLE, b
 from chimerakit.recipe import SUM_TOLERANCE, shares_at
 from chimerakit.records import Gradient, Input, Kind, Recipe, Role, Rule, Span, Tensor, Unit
 
+Distances = Mapping[str, Mapping[str, float]]
+"""For each parent how far its units lie from the base's, by unit: the RMS of the difference of their float32 values,
+which is ||A - B||_F / sqrt(numel). NaN where values are not finite."""
 _STORAGES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 _SHOWN = 3
 _NAMED = 12
@@ -67,7 +76,11 @@ class _Claims(NamedTuple):
     in_order: list[tuple[int | None, Unit]]
 
 
-def select(recipe: Recipe, anatomies: Mapping[str, Anatomy]) -> tuple[list[Draft], list[str]]:
+_Lacks = dict[tuple[int | None, str], dict[str, Unit]]
+"""By rule and parent: units, by name, for which the parent lacks something."""
+
+
+def select(recipe: Recipe, anatomies: Mapping[str, Anatomy], distances: Distances) -> tuple[list[Draft], list[str]]:
     """Every unit of the base with its rule and inputs, in the base's order; and everything that does not fit."""
     base = anatomies[recipe.base]
     matchers = [_Matcher(rule, base) for rule in recipe.rules]
@@ -78,7 +91,20 @@ def select(recipe: Recipe, anatomies: Mapping[str, Anatomy]) -> tuple[list[Draft
         *_empty(recipe, matchers, claims.of_rule, base),
         *_layerless(recipe, claims.of_rule),
     ]
-    return ([], problems) if problems else _drafts(recipe, anatomies, claims)
+    return ([], problems) if problems else _drafts(recipe, anatomies, claims, distances)
+
+
+def units_in_question(recipe: Recipe, base: Anatomy) -> dict[str, set[str]]:
+    """For each parent the units whose distance from the base decides whether a rule with a delta mixes them."""
+    claims = _claim(base.units(), [_Matcher(rule, base) for rule in recipe.rules])
+    parts_of = _parts_of(recipe, base.num_layers)
+    found: dict[str, set[str]] = defaultdict(set)
+    for rule, unit in claims.in_order:
+        if _delta_of(recipe, rule) is not None:
+            for name in parts_of(rule, unit.role.layer):
+                found[name].add(unit.name)
+    found.pop(recipe.base, None)
+    return found
 
 
 def _claim(units: Mapping[str, Unit], matchers: Sequence[_Matcher]) -> _Claims:
@@ -92,34 +118,90 @@ def _claim(units: Mapping[str, Unit], matchers: Sequence[_Matcher]) -> _Claims:
     return claims
 
 
-def _drafts(recipe: Recipe, anatomies: Mapping[str, Anatomy], claims: _Claims) -> tuple[list[Draft], list[str]]:
-    """A draft for every claim, or what is wrong with its sources."""
-    num_layers = anatomies[recipe.base].num_layers
+def _parts_of(recipe: Recipe, num_layers: int) -> Callable[[int | None, int | None], dict[str, float]]:
+    """(rule, layer) -> the shares of a unit, the base's first; there are as many as rules and layers."""
 
     @cache
     def parts_of(rule: int | None, layer: int | None) -> dict[str, float]:
         return {recipe.base: 1.0} if rule is None else shares_at(recipe.rules[rule], recipe, layer, num_layers)
 
-    missing: dict[tuple[int, str], dict[str, Unit]] = defaultdict(dict)
+    return parts_of
+
+
+def _drafts(
+    recipe: Recipe, anatomies: Mapping[str, Anatomy], claims: _Claims, distances: Distances
+) -> tuple[list[Draft], list[str]]:
+    """A draft for every claim, or what is wrong with its sources."""
+    parts_of = _parts_of(recipe, anatomies[recipe.base].num_layers)
+    missing: _Lacks = defaultdict(dict)
+    undecided: _Lacks = defaultdict(dict)
     drafts: list[Draft] = []
     complaints: list[str] = []
     for rule, unit in claims.in_order:
         parts = parts_of(rule, unit.role.layer)
-        sources = _sources(unit, parts, recipe.base, anatomies)
-        if rule is not None and len(sources) < len(parts):
-            for name in parts.keys() - sources.keys():
+        # With a delta a unit may be the base's in the end, whether the base has a share or not.
+        asked = parts if _delta_of(recipe, rule) is None else {recipe.base: 1.0} | parts
+        sources = _sources(unit, asked, recipe.base, anatomies)
+        if len(sources) < len(asked):
+            for name in asked.keys() - sources.keys():
                 missing[rule, name][unit.name] = unit
         elif objections := _objections(unit, sources, anatomies):
             complaints += objections
-        elif isinstance(draft := _draft(recipe, unit, rule, parts, sources), str):
+        elif isinstance(settled := _settle(recipe, rule, unit, parts, distances), list):
+            for name in settled:
+                undecided[rule, name][unit.name] = unit
+        elif isinstance(draft := _draft(recipe, unit, rule, settled, sources), str):
             complaints.append(draft)
         else:
             drafts.append(draft)
-    problems = []
-    for (rule, name), lacking in sorted(missing.items(), key=lambda found: found[0]):
-        present = [unit for unit in claims.of_rule[rule] if unit.name not in lacking]
-        problems.append(_missing(rule, name, list(lacking.values()), present, recipe.base))
+    problems = [*_missing(recipe.base, missing, claims), *_undecided(recipe, anatomies, undecided, claims, distances)]
     return drafts, problems + _few(complaints)
+
+
+# ---------------------------------------------------------------------------------------------- deltas
+
+
+def _delta_of(recipe: Recipe, rule: int | None) -> float | None:
+    return None if rule is None else recipe.rules[rule].delta
+
+
+def _settle(
+    recipe: Recipe, rule: int | None, unit: Unit, parts: Mapping[str, float], distances: Distances
+) -> Mapping[str, float] | list[str]:
+    """A unit's shares once its rule's delta is heeded; or the parents of which nobody knows how far they are."""
+    delta = _delta_of(recipe, rule)
+    if delta is None or not parts:
+        return parts
+    apart = {name: distances.get(name, {}).get(unit.name, math.nan) for name in parts if name != recipe.base}
+    unknown = [name for name, distance in apart.items() if not math.isfinite(distance)]
+    if unknown:
+        return unknown
+    return parts if max(apart.values(), default=0.0) > delta else {recipe.base: 1.0}
+
+
+def _undecided(
+    recipe: Recipe, anatomies: Mapping[str, Anatomy], undecided: _Lacks, claims: _Claims, distances: Distances
+) -> Iterable[str]:
+    """What must be known before a delta can decide: a whole map, or the distance of single units."""
+    base = recipe.base
+    for parent in recipe.parents:
+        lacks = {rule: units for (rule, name), units in undecided.items() if name == parent and rule is not None}
+        if lacks and parent not in distances:
+            folders = " ".join(shlex.quote(anatomies[name].checkpoint.root) for name in (base, parent))
+            file = f"{base}-{parent}.npz"
+            yield (
+                f"the delta of rule {', '.join(str(rule + 1) for rule in sorted(lacks))} asks how far {parent!r} is from "
+                f"the base {base!r}, which is not known: make a map with `chimerakit compare {folders} -o {file}` and "
+                f"pass `--differences {file}`"
+            )
+            continue
+        for rule, units in sorted(lacks.items()):
+            first = next(iter(units))
+            why = "its values are not finite" if first in distances[parent] else "the map does not have it"
+            yield (
+                f"the delta of rule {rule + 1} asks how far {parent!r} is from the base {base!r}, which is not known for "
+                f"{len(units)} of its units, such as {first}: {why}; {_way_out(*_split(claims, rule, units), base)}"
+            )
 
 
 # ------------------------------------------------------------------------------------------- one draft
@@ -285,13 +367,20 @@ def _objections(unit: Unit, sources: Mapping[str, Unit], anatomies: Mapping[str,
     return found
 
 
-def _missing(rule: int | None, parent: str, missing: Sequence[Unit], present: Sequence[Unit], base: str) -> str:
+def _missing(base: str, missing: _Lacks, claims: _Claims) -> Iterable[str]:
     """One problem for all units that a rule takes from a parent that lacks them, with the selector that leaves them out."""
-    assert rule is not None
-    text = (
-        f"rule {rule + 1} takes {len(missing)} units from {parent!r} that it does not have, such as {missing[0].name}"
-    )
-    return f"{text}; {_way_out(missing, present, base)}"
+    found = sorted((rule, parent) for rule, parent in missing if rule is not None)  # the base has what no rule takes
+    for rule, parent in found:
+        units = missing[rule, parent]
+        yield (
+            f"rule {rule + 1} takes {len(units)} units from {parent!r} that it does not have, such as "
+            f"{next(iter(units))}; {_way_out(*_split(claims, rule, units), base)}"
+        )
+
+
+def _split(claims: _Claims, rule: int, units: Mapping[str, Unit]) -> tuple[list[Unit], list[Unit]]:
+    """A rule's units: these, and the others."""
+    return list(units.values()), [unit for unit in claims.of_rule[rule] if unit.name not in units]
 
 
 def _way_out(missing: Sequence[Unit], present: Sequence[Unit], base: str) -> str:

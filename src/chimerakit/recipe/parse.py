@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, get_args
 
@@ -63,22 +64,22 @@ def _rule(data: Any, parents: Mapping[str, Any], base: str, where: str) -> Rule:
     _known_keys(rule, _RULE_KEYS, where)
     if ("take" in rule) == ("mix" in rule):
         raise RecipeError("needs either take or mix", where=where, found=", ".join(rule))
-    if "delta" in rule:
-        raise RecipeError(
-            "delta is not supported yet: it needs the difference map of a parent pair",
-            where=where,
-            do="leave delta out; every selected unit is then mixed",
-        )
     if all(rule.get(key) is None for key in _SELECTORS):
         raise RecipeError(
             "selects nothing", where=where, expected="at least one of " + ", ".join(_SELECTORS), do="components: all"
         )
     if "take" in rule and "normalize" in rule:
         raise RecipeError("normalize belongs to mix", where=where)
+    if "take" in rule and "delta" in rule:
+        taken = check_parent(rule["take"], parents, f"{where}: take")
+        raise RecipeError(
+            "delta belongs to mix", where=where, do=f"mix: {{{taken}: 1}} takes units whole where they differ by more"
+        )
     return Rule(
         take=check_parent(rule["take"], parents, f"{where}: take") if "take" in rule else None,
         mix=_shares(rule, parents, base, f"{where}: mix") if "mix" in rule else None,
         normalize=_truth(rule.get("normalize"), f"{where}: normalize"),
+        delta=_delta(rule.get("delta"), f"{where}: delta"),
         components=_components(rule.get("components"), f"{where}: components"),
         layers=_spans(rule.get("layers"), f"{where}: layers"),
         experts=_spans(rule.get("experts"), f"{where}: experts"),
@@ -111,6 +112,17 @@ def _number(value: Any, where: str) -> float:
     # NaN and infinity fail the comparison, and no huge integer is turned into a float.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_SHARE:
         raise RecipeError("a share must be a number", where=where, expected="such as 0.75", found=_short(value))
+    return float(value)
+
+
+def _delta(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    # NaN fails every comparison, and no huge integer is turned into a float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+        raise RecipeError(
+            "a delta must be a number from 0 on", where=where, expected="such as 0.0015", found=_short(value)
+        )
     return float(value)
 
 

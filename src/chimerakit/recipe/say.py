@@ -38,6 +38,8 @@ def _rule_to_data(rule: Rule) -> dict[str, Any]:
         }
     if rule.normalize is not None:
         data["normalize"] = rule.normalize
+    if rule.delta is not None:
+        data["delta"] = rule.delta
     if rule.components is not None:
         data["components"] = "all" if rule.components == COMPONENTS else _one_or_list(rule.components)
     for key in ("layers", "experts"):

@@ -2,8 +2,9 @@
 
 Without parents every byte of the child is digested and compared with the manifest. With parents the plan is made again
 from the manifest's recipe, every unit is made again into a comparison with the child's bytes, and the whole manifest is
-made again from the plan and from what that showed. So a proof rests on the recipe and the parents only: everything else
-that the manifest says must follow from them, and the child's headers and files are those that it names.
+made again from the plan and from what that showed. What a delta decides on is compared again before there is a plan. So a
+proof rests on the recipe and the parents only: everything else that the manifest says must follow from them, and the
+child's headers and files are those that it names.
 
     disk.py      the child's files, headers, names and bytes against its manifest
     parents.py   the child and its manifest against what its parents make

@@ -7,6 +7,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from chimerakit.card import CARD, write_card
+from chimerakit.deltas import measure_distances
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener, Report
 from chimerakit.execute import Inputs, made_of, make_units, new_header
@@ -57,7 +58,9 @@ def check_parents(
     if unlike:
         yield from unlike
         return
-    plan = make_plan(recipe, parents)
+    # A map would have to be believed, so what a delta decides on is measured again.
+    distances = measure_distances(recipe, parents, threads=threads, max_memory=max_memory, listener=listener)
+    plan = make_plan(recipe, parents, distances)
     if plan.digest != manifest.plan:
         yield Finding(False, MANIFEST, "its recipe and parents give another plan than the one that it names")
         return

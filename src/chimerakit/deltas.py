@@ -1,0 +1,73 @@
+"""How far parents lie from the base, for recipes with a delta: read from difference maps, or measured again.
+
+A plan may rest on a map, as long as it is of these very checkpoints. A proof may not: it measures, what is in question only.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from chimerakit.anatomy import Anatomy
+from chimerakit.compare import DifferenceMap, compare_checkpoints, distances, load_map
+from chimerakit.errors import MapError
+from chimerakit.events import Listener, ignore
+from chimerakit.plan.memory import MAX_MEMORY
+from chimerakit.plan.select import units_in_question
+from chimerakit.records import Checkpoint, Recipe
+
+
+def read_distances(
+    recipe: Recipe, parents: Mapping[str, Checkpoint], maps: Sequence[Path | str]
+) -> dict[str, dict[str, float]]:
+    """For `make_plan`: what difference maps say, each of the base and whichever parent it turns out to be of.
+
+    Raises MapError for a file that is no map, one that is of no parent with the base, or a second one of the same.
+    """
+    found: dict[str, dict[str, float]] = {}
+    given: dict[str, Path | str] = {}
+    for path in maps:
+        fitting = _fitting(load_map(path), recipe.base, parents)
+        if not fitting:
+            raise MapError(
+                "is of other checkpoints",
+                where=path,
+                expected=f"the base {recipe.base!r} and one of {', '.join(n for n in parents if n != recipe.base)}",
+                do=f"chimerakit compare {parents[recipe.base].root} PARENT -o MAP.npz",
+            )
+        for name, apart in fitting.items():
+            if name in given:
+                raise MapError(f"is a second map of {recipe.base!r} and {name!r}", where=path, found=given[name])
+            found[name], given[name] = apart, path
+    return found
+
+
+def _fitting(found: DifferenceMap, base: str, parents: Mapping[str, Checkpoint]) -> dict[str, dict[str, float]]:
+    """The parents that a map is of, with the base; several only where one checkpoint has several names."""
+    fitting = {}
+    for name, parent in parents.items():
+        if name != base:
+            with suppress(MapError):
+                fitting[name] = distances(found, parents[base], parent)
+    return fitting
+
+
+def measure_distances(
+    recipe: Recipe,
+    parents: Mapping[str, Checkpoint],
+    *,
+    threads: int | None = None,
+    max_memory: int = MAX_MEMORY,
+    listener: Listener = ignore,
+) -> dict[str, dict[str, float]]:
+    """For `make_plan`: the same from the weights of the units that a delta decides on; nothing is read if there is none.
+
+    threads: jobs at a time, at most; as many as max_memory (bytes) allows. Raises PlanError (memory), CheckpointError.
+    """
+    base = parents[recipe.base]
+    found = {}
+    for name, units in units_in_question(recipe, Anatomy(base)).items():
+        compared = compare_checkpoints(
+            base, parents[name], only=units, threads=threads, max_memory=max_memory, listener=listener
+        )
+        found[name] = {unit.unit: unit.distance for unit in compared.units}
+    return found
