@@ -26,7 +26,7 @@ ROOMS = (
     {"report"},
     {"sweep"},
     {"evaluate"},
-    {"verify", "table", "explain", "compare"},
+    {"verify", "table", "explain", "compare", "inspect", "deltas"},
     {"scan"},
     {"merge"},
     {"child", "output", "card"},

@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 from chimerakit._version import __version__
 
 if TYPE_CHECKING:
+    from chimerakit.compare import compare_checkpoints, load_map, save_map
     from chimerakit.errors import ChimerakitError
+    from chimerakit.explain import explain_child
     from chimerakit.formats import open_checkpoint
+    from chimerakit.inspect import inspect_checkpoint
     from chimerakit.merge import merge_parents
     from chimerakit.plan import make_plan
     from chimerakit.recipe import load_recipe, parse_recipe
@@ -15,11 +18,16 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ChimerakitError": "chimerakit.errors",
+    "compare_checkpoints": "chimerakit.compare",
+    "explain_child": "chimerakit.explain",
+    "inspect_checkpoint": "chimerakit.inspect",
+    "load_map": "chimerakit.compare",
     "load_recipe": "chimerakit.recipe",
     "make_plan": "chimerakit.plan",
     "merge_parents": "chimerakit.merge",
     "open_checkpoint": "chimerakit.formats",
     "parse_recipe": "chimerakit.recipe",
+    "save_map": "chimerakit.compare",
     "verify_child": "chimerakit.verify",
     "verify_table": "chimerakit.table",
 }
@@ -27,11 +35,16 @@ _HOMES = {
 __all__ = [
     "ChimerakitError",
     "__version__",
+    "compare_checkpoints",
+    "explain_child",
+    "inspect_checkpoint",
+    "load_map",
     "load_recipe",
     "make_plan",
     "merge_parents",
     "open_checkpoint",
     "parse_recipe",
+    "save_map",
     "verify_child",
     "verify_table",
 ]

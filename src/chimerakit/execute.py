@@ -20,8 +20,9 @@ from chimerakit.errors import NonFiniteError
 from chimerakit.events import Report
 from chimerakit.plan.panels import Cut, Panel, cut
 from chimerakit.plan.ranges import copy_runs
-from chimerakit.records import Header, Input, Job, Made, Outcome, Receipt, Row
+from chimerakit.records import Header, Input, Job, Made, Outcome, Plan, Receipt, Row
 from chimerakit.sinks import Digests, Files, Sink
+from chimerakit.stores.digest import digest_of
 from chimerakit.stores.local import CHUNK, Reader, Readers
 from chimerakit.stores.part import PAGE
 from chimerakit.stores.system import same_bytes
@@ -77,6 +78,13 @@ def new_header(header: Header) -> bytes:
     """The bytes of a header that is no parent's: its text after its length."""
     text = (header.text or "").encode()
     return len(text).to_bytes(8, "little") + text
+
+
+def header_digest(plan: Plan, header: Header) -> str:
+    """The digest of a planned header."""
+    if header.parent is None:
+        return digest_of(new_header(header))
+    return next(s.header_digest for s in plan.parents[header.parent].shards if s.name == header.shard)
 
 
 class Inputs:

@@ -2,6 +2,9 @@
 
 app.py        the verbs and their flags
 show.py       records -> tables
+compared.py   the same for difference maps
+explained.py  the same for what a child is made of
+inspected.py  the same for what a checkpoint holds
 progress.py   events -> a progress bar, or lines where nobody watches
 stop.py       Ctrl-C and SIGTERM -> an end within two seconds
 reference.py  docs/cli.md out of the help texts

@@ -39,6 +39,12 @@ Mixes = Annotated[
 Dtype = Annotated[
     str | None, typer.Option(help="Without a recipe: how the child stores weights: keep, bf16, f16, f32, fp8-block.")
 ]
+Differences = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="MAP.npz", help="Where rules have a delta: a map of the base and a parent. Once for each such parent."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output; also when that is no terminal.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Jobs at a time, at most; by default two more than cores.")]
@@ -74,6 +80,7 @@ def plan(
     take: Takes = None,
     mix: Mixes = None,
     dtype: Dtype = None,
+    differences: Differences = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The child's folder, to be checked too.")
     ] = None,
@@ -89,7 +96,7 @@ def plan(
 
     gc.disable()  # a plan is half a million objects without cycles, and the process ends with it
 
-    made = _make_plan(recipe, parent, base, take, mix, dtype)
+    made = _make_plan(recipe, parent, base, take, mix, dtype, differences)
     if output is not None:
         from chimerakit.merge import check_finished
         from chimerakit.output import check_output, is_finished
@@ -113,6 +120,7 @@ def merge(
     take: Takes = None,
     mix: Mixes = None,
     dtype: Dtype = None,
+    differences: Differences = None,
     digest: Annotated[str, typer.Option(help="xxh3, or sha256 to record that too.")] = "xxh3",
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Carry NaN and infinity along.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Delete the child that stands there and start over.")] = False,
@@ -132,7 +140,7 @@ def merge(
 
     if digest not in ("xxh3", "sha256"):
         raise RecipeError(f"unknown digest {digest!r}", where="--digest", expected="xxh3 or sha256")
-    made = _make_plan(recipe, parent, base, take, mix, dtype)
+    made = _make_plan(recipe, parent, base, take, mix, dtype, differences)
     with watching(quiet=quiet) as listener:
         merged = merge_parents(
             made,
@@ -213,6 +221,122 @@ def verify(
 
 
 @app.command()
+def explain(
+    child: Annotated[Path, typer.Argument(help="The child: a folder, or one weight file.")],
+    parent: ParentPaths = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="RECIPE.yaml", help="Write the recipe there.")
+    ] = None,
+    detail: Annotated[bool, typer.Option("--detail", help="Every unit.")] = False,
+    threads: Threads = None,
+    max_memory: MaxMemory = _MAX_MEMORY,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the recipe that makes a child of these parents, from its weights alone."""
+    from chimerakit.cli import explained, show
+    from chimerakit.cli.progress import watching
+    from chimerakit.explain import explain_child
+
+    explained.check_recipe_file(output)
+    parents = _open_parents(_paths(parent))
+    with watching(quiet=quiet) as listener:
+        found = explain_child(
+            child, parents, threads=threads, max_memory=_nbytes(max_memory, "--max-memory"), listener=listener
+        )
+    if output is not None and found.recipe is not None:
+        explained.save_recipe(found.recipe, output)
+    if as_json or not sys.stdout.isatty():
+        show.print_json(explained.explanation_view(found, detail=detail))
+    else:
+        explained.print_explanation(found, detail=detail)
+    raise typer.Exit(0 if found.is_explained else 1)
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint: a folder, or one weight file.")],
+    values: Annotated[
+        bool, typer.Option("--values", help="Read every weight, for NaN, infinity and FP8 codes at their largest.")
+    ] = False,
+    detail: Annotated[
+        bool, typer.Option("--detail", help="Per component and layer; with --json and --values every unit.")
+    ] = False,
+    threads: Threads = None,
+    max_memory: MaxMemory = _MAX_MEMORY,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a checkpoint holds: components, layers, parameters, storage, what is odd, who made it. Reads headers only."""
+    from chimerakit.cli import inspected, show
+    from chimerakit.cli.progress import watching
+    from chimerakit.inspect import inspect_checkpoint
+
+    with watching(quiet=quiet) as listener:
+        found = inspect_checkpoint(
+            checkpoint,
+            values=values,
+            threads=threads,
+            max_memory=_nbytes(max_memory, "--max-memory"),
+            listener=listener,
+        )
+    if as_json or not sys.stdout.isatty():
+        show.print_json(inspected.inspection_view(found, detail=detail))
+    else:
+        inspected.print_inspection(found, detail=detail)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path | None, typer.Argument(help="The base: a folder, or one weight file.")] = None,
+    b: Annotated[Path | None, typer.Argument(help="The other one.")] = None,
+    saved: Annotated[
+        Path | None, typer.Option("--map", metavar="MAP.npz", help="Instead of both: a map that was made before.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="MAP.npz", help="Save the map; an interrupted one goes on.")
+    ] = None,
+    detail: Annotated[bool, typer.Option("--detail", help="Also per component and layer.")] = False,
+    deltas: Annotated[
+        str | None, typer.Option(metavar="SHARES", help="Say at which delta these shares would be mixed, as 0.1,0.5.")
+    ] = None,
+    threads: Threads = None,
+    max_memory: MaxMemory = _MAX_MEMORY,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say how far two checkpoints lie apart, unit by unit: the difference map that a recipe's delta is held against."""
+    from chimerakit.cli import compared, show
+    from chimerakit.cli.progress import watching
+    from chimerakit.compare import load_map
+    from chimerakit.formats import open_checkpoint
+
+    shares = compared.parse_shares(deltas)
+    if saved is not None:
+        if a is not None or output is not None:
+            raise RecipeError("--map takes the place of checkpoints, and is saved already", where="compare")
+        found = load_map(saved)
+    elif a is None or b is None:
+        raise RecipeError("takes two checkpoints, or --map", where="compare")
+    else:
+        with watching(quiet=quiet) as listener:
+            found = compared.compare_into(
+                output,
+                open_checkpoint(a),
+                open_checkpoint(b),
+                threads=threads,
+                max_memory=_nbytes(max_memory, "--max-memory"),
+                listener=listener,
+            )
+    if as_json or not sys.stdout.isatty():
+        show.print_json(compared.map_view(found, shares))
+    else:
+        compared.print_map(found, shares, detail=detail)
+    raise typer.Exit(0 if found.is_complete else 1)
+
+
+@app.command()
 def demo(
     family: Annotated[
         Path | None, typer.Option(help="The tiny trained family; found by itself in a checkout of the repository.")
@@ -247,6 +371,7 @@ def _make_plan(
     take: list[str] | None,
     mix: list[str] | None,
     dtype: str | None,
+    differences: list[Path] | None,
 ) -> "Plan":
     from chimerakit.plan import make_plan
     from chimerakit.recipe import load_recipe, locate_parents, recipe_from_flags
@@ -262,7 +387,12 @@ def _make_plan(
             )
         wanted, folder = load_recipe(recipe), recipe.parent
     wanted, paths = locate_parents(wanted, given, folder)
-    return make_plan(wanted, _open_parents(paths))
+    parents = _open_parents(paths)
+    if not differences:
+        return make_plan(wanted, parents)
+    from chimerakit.deltas import read_distances
+
+    return make_plan(wanted, parents, read_distances(wanted, parents, differences))
 
 
 def _nbytes(text: str, flag: str) -> int:

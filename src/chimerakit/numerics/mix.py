@@ -81,7 +81,7 @@ def encode(values: F32, storage: str, scale_dtype: str | None, sums: F64) -> Enc
     """
     rows, cols = values.shape
     term = Term("F32", np.float32(1), np.ascontiguousarray(values).view(np.uint8))
-    data = np.empty((rows, cols * _nbytes(storage)), np.uint8)
+    data = np.empty((rows, cols * nbytes_of_weight(storage)), np.uint8)
     return Encoded(data, *mix_into([term], (rows, cols), storage, scale_dtype, data, sums, np.empty(SCRATCH, np.uint8)))
 
 
@@ -95,7 +95,7 @@ def mix_into(
     Returns the bytes of the blocks' scales, for FP8, and how many values are NaN or infinite, before or after rounding.
     """
     _check(terms, shape)
-    require(out.shape == (shape[0], shape[1] * _nbytes(storage)), f"{out.shape} bytes for {shape} weights")
+    require(out.shape == (shape[0], shape[1] * nbytes_of_weight(storage)), f"{out.shape} bytes for {shape} weights")
     require(out.flags.c_contiguous, "compiled loops go by addresses")
     if shape[0] > BLOCK and _has_blocks(terms, storage):
         return _mix_block_rows(terms, shape, storage, scale_dtype, out, sums, scratch)
@@ -116,7 +116,10 @@ def _check(terms: list[Term], shape: tuple[int, int]) -> None:
     rows, cols = shape
     require(bool(terms), "a sum of nothing")
     for term in terms:
-        require(term.data.shape == (rows, cols * _nbytes(term.storage)), f"{term.data.shape} bytes for {shape} weights")
+        require(
+            term.data.shape == (rows, cols * nbytes_of_weight(term.storage)),
+            f"{term.data.shape} bytes for {shape} weights",
+        )
         require(term.data.flags.c_contiguous, "compiled loops go by addresses")
         require((term.storage in FP8_BLOCKS) == (term.scales is not None), "scales for FP8, and for nothing else")
 
@@ -173,7 +176,7 @@ def relative_rms(sums: npt.NDArray[np.float64]) -> float:
     return float(f"{np.sqrt(sums[0] / sums[1]):.6g}") if sums[1] > 0 else 0.0
 
 
-def _nbytes(storage: str) -> int:
+def nbytes_of_weight(storage: str) -> int:
     """Bytes of one weight."""
     return fused.NBYTES[_KINDS[storage]]
 

@@ -1,0 +1,100 @@
+"""Explanations -> tables on a terminal, a recipe in a file, or JSON."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from chimerakit.cli.show import MOST_SHOWN, add_row, make_grid, print_grid, say_nbytes, terminal_width
+from chimerakit.errors import OutputError, printable
+from chimerakit.explain import Explained, Explanation
+from chimerakit.recipe import recipe_to_data, recipe_to_yaml, say_rule
+from chimerakit.records import COMPONENTS, Recipe
+from chimerakit.stores.part import write_file
+
+
+def check_recipe_file(output: Path | None) -> None:
+    """Refuse a place for the recipe before work begins."""
+    if output is not None and (output.exists() or not output.absolute().parent.is_dir()):
+        what = "is there already" if output.exists() else "its folder is not there"
+        raise OutputError(what, where=output, do="choose another name for the recipe")
+
+
+def save_recipe(recipe: Recipe, output: Path) -> None:
+    """Write a recipe for `chimerakit merge`."""
+    write_file(output, recipe_to_yaml(recipe).encode())
+
+
+def explanation_view(found: Explanation, *, detail: bool) -> dict[str, Any]:
+    """The explanation as data; with `detail` every unit."""
+    return {
+        "is_explained": found.is_explained,
+        "recipe": None if found.recipe is None else recipe_to_data(found.recipe),
+        "components": _components(found),
+        "unlike": found.unlike,
+        "undetermined": found.undetermined,
+        "differences": found.differences,
+        "missing": found.missing,
+        "units": [unit for unit in found.units if detail or unit.verdict == "unexplained"],
+    }
+
+
+def _components(found: Explanation) -> dict[str, dict[str, int]]:
+    """For each component, how many units are made in which way."""
+    there = {unit.role.component for unit in found.units}
+    return {
+        component: dict(Counter(_say(unit) for unit in found.units if unit.role.component == component).most_common())
+        for component in COMPONENTS
+        if component in there
+    }
+
+
+def _say(unit: Explained) -> str:
+    if unit.verdict == "equal":
+        return "= " + " = ".join(unit.shares)
+    if unit.verdict == "mixed":
+        return " + ".join(f"{share:.7g} {parent}" for parent, share in unit.shares.items())
+    return "unexplained"
+
+
+def print_explanation(found: Explanation, *, detail: bool) -> None:
+    """The table that people printed by hand, the recipe, and what no recipe says."""
+    _print_units(found, detail=detail)
+    if found.recipe is not None:
+        _print_recipe(found.recipe)
+    unexplained = [unit for unit in found.units if unit.verdict == "unexplained"]
+    for unit in unexplained[:MOST_SHOWN]:
+        print(printable(f"unexplained: {unit.unit}: {unit.why}"))
+    if len(unexplained) > MOST_SHOWN:
+        print(f"and {len(unexplained) - MOST_SHOWN} more (--json shows all)")
+    for parent, names in found.missing.items():
+        if names:
+            print(printable(f"the child lacks {len(names)} units of {parent!r}, such as {names[0]}"))
+    for says in (*found.unlike, *found.undetermined):
+        print(printable(f"note: {says}"))
+    for parent, says_all in found.differences.items():
+        for says in says_all:
+            print(printable(f"differs from {parent}: {says}"))
+
+
+def _print_units(found: Explanation, *, detail: bool) -> None:
+    grid = make_grid("", *(["unit"] if detail else ["component", "units"]), "bytes", "the child is")
+    if detail:
+        for unit in found.units:
+            add_row(grid, unit.unit, say_nbytes(unit.nbytes), _say(unit))
+    else:
+        for component, ways in _components(found).items():
+            nbytes = sum(unit.nbytes for unit in found.units if unit.role.component == component)
+            add_row(grid, component, sum(ways.values()), say_nbytes(nbytes), _in_few_words(ways))
+    print_grid(grid, terminal_width())
+
+
+def _print_recipe(recipe: Recipe) -> None:
+    print("\nThe recipe:")
+    print(f"  {recipe.base} is the base" + ("" if recipe.rules else ", and all of the child"))
+    for number, rule in enumerate(recipe.rules, 1):
+        print(printable(f"  {number}. {say_rule(rule)}"))
+
+
+def _in_few_words(ways: dict[str, int]) -> str:
+    said = [way if len(ways) == 1 else f"{way} ({count})" for way, count in ways.items()]
+    return "; ".join(said[:4]) + (f"; {len(said) - 4} other ways" if len(said) > 4 else "")

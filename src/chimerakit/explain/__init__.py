@@ -1,0 +1,214 @@
+"""A child + suspected parents -> the recipe that makes it, read out of the weights.
+
+evidence.py   one unit: whose bytes it has, or which shares give them
+rules.py      evidence -> actions -> a recipe
+fold.py       the fewest rules that do to every unit what fits it
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from chimerakit.anatomy import Anatomy
+from chimerakit.errors import PlanError
+from chimerakit.events import Listener, Report, ignore
+from chimerakit.execute import Inputs
+from chimerakit.explain.evidence import CHILD, Evidence, gives, look_at
+from chimerakit.explain.rules import Model, Question, find_recipe
+from chimerakit.explain.settings import differences, find_plan
+from chimerakit.formats import open_checkpoint
+from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
+from chimerakit.plan.panels import cut
+from chimerakit.records import Checkpoint, Plan, Recipe, Role, Row, Unit
+from chimerakit.runners.local import default_threads
+from chimerakit.scan import ScanUnit, objection_to, scan, scan_units
+
+Verdict = Literal["equal", "mixed", "unexplained"]
+
+
+class Explained(Struct, frozen=True):
+    """What was found out about one unit of the child."""
+
+    unit: str
+    role: Role
+    nbytes: int
+    verdict: Verdict
+    """equal: its bytes are a parent's, or a parent's values stored otherwise."""
+    shares: dict[str, float]
+    """equal: 1 for each parent that it is equal to. mixed: the recipe's shares, which give its bytes; without a recipe, the
+    shortest decimals that do."""
+    rule: int | None = None
+    """The recipe's rule that takes it, counted from 0; None if the base does."""
+    why: str = ""
+    """unexplained: what is the matter, and how far the nearest mix is."""
+
+
+class Explanation(Struct, frozen=True):
+    """What a child is made of."""
+
+    parents: tuple[str, ...]
+    recipe: Recipe | None
+    """With the fewest rules that give all units that can be explained; None if no parent can be the base."""
+    units: tuple[Explained, ...]
+    """In the child's order."""
+    missing: dict[str, tuple[str, ...]]
+    """Units of each parent that the child lacks."""
+    unlike: tuple[str, ...]
+    """Files and tensors that the recipe's child would have otherwise."""
+    undetermined: tuple[str, ...]
+    """What no byte of the child shows."""
+    differences: dict[str, tuple[str, ...]]
+    """In what else than weights the child differs from each parent."""
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether the recipe gives every unit of the child, and no other."""
+        return self.recipe is not None and all(u.verdict != "unexplained" for u in self.units) and not self._lacks
+
+    @property
+    def _lacks(self) -> bool:
+        return self.recipe is not None and bool(self.missing[self.recipe.base])
+
+
+def explain_child(
+    child: Path | str,
+    parents: Mapping[str, Checkpoint],
+    *,
+    threads: int | None = None,
+    max_memory: int = MAX_MEMORY,
+    listener: Listener = ignore,
+) -> Explanation:
+    """Find the recipe that makes a child of these parents, from their weights alone.
+
+    The recipe gives every byte of the units that are explained: each was made again. threads: jobs at a time, at most;
+    as many as max_memory (bytes) allows. Raises PlanError for parents of another architecture, one given twice, one
+    named "child", or if one job needs more memory.
+    """
+    sides = {CHILD: open_checkpoint(child), **parents}
+    family = _Family(sides, parents)
+    scan_with = partial(scan, sides=sides, threads=family.threads(max_memory, threads), listener=listener)
+
+    def look(unit: ScanUnit, inputs: Inputs, report: Report) -> Evidence:
+        return look_at(unit, family.problems_of(unit), inputs, report)
+
+    found = {unit.name: evidence for unit, evidence in scan_with("looking at units", look, units=family.mine())}
+    evidence = [found[unit.name] for unit in family.mine()]
+
+    def resolve(questions: Sequence[Question]) -> dict[Question, bool]:
+        waiting: dict[str, list[Question]] = {}
+        for question in questions:
+            waiting.setdefault(question[0], []).append(question)
+
+        def answer(unit: ScanUnit, inputs: Inputs, report: Report) -> list[tuple[Question, bool]]:
+            return [(q, gives(unit, dict(q[1]), inputs, report)) for q in waiting[unit.name]]
+
+        asked = [family.unit(name) for name in waiting]
+        return {q: says for _, answers in scan_with("making units again", answer, units=asked) for q, says in answers}
+
+    model = Model(tuple(parents), family.num_layers)
+    unlike = {name: tuple(differences(sides[CHILD], parent)) for name, parent in parents.items()}
+    recipes = [recipe for base in parents if (recipe := find_recipe(evidence, model, base, resolve)) is not None]
+    plan, notes = _best_plan(recipes, sides[CHILD], parents, unlike)
+    rows = {} if plan is None else {row.unit: row for row in plan.rows}
+    return Explanation(
+        parents=tuple(parents),
+        recipe=None if plan is None else plan.recipe,
+        units=tuple(_explained(e, rows.get(e.unit)) for e in evidence),
+        missing=family.missing(),
+        unlike=tuple(notes),
+        undetermined=tuple(_undetermined(evidence)),
+        differences=unlike,
+    )
+
+
+class _Family:
+    """The child and its parents, unit by unit."""
+
+    def __init__(self, sides: Mapping[str, Checkpoint], parents: Mapping[str, Checkpoint]):
+        roots = {Path(checkpoint.root).resolve(): name for name, checkpoint in sides.items()}
+        problems = [f"a parent can't be called {CHILD!r} here"] if CHILD in parents else []
+        problems += [] if len(roots) == len(sides) else ["a checkpoint is given twice"]
+        self._anatomies = {name: Anatomy(checkpoint) for name, checkpoint in sides.items()}
+        names = {anatomy.family.name for anatomy in self._anatomies.values()}
+        problems += (
+            [f"child and parents are of several architectures: {', '.join(sorted(names))}"] if len(names) > 1 else []
+        )
+        problems += [] if parents else ["no parent is given"]
+        if problems:
+            raise PlanError(problems, "this can't be explained")
+        self._units = {name: anatomy.units() for name, anatomy in self._anatomies.items()}
+        self._mine = {unit.name: unit for unit in scan_units(self._units) if CHILD in unit.sides}
+        self.num_layers = self._anatomies[CHILD].num_layers
+
+    def mine(self) -> list[ScanUnit]:
+        """The child's units, as every side that has them stores them."""
+        return list(self._mine.values())
+
+    def unit(self, name: str) -> ScanUnit:
+        """One of them."""
+        return self._mine[name]
+
+    def missing(self) -> dict[str, tuple[str, ...]]:
+        """Units of each parent that the child lacks."""
+        return {n: tuple(u for u in own if u not in self._mine) for n, own in self._units.items() if n != CHILD}
+
+    def problems_of(self, unit: ScanUnit) -> dict[str, str]:
+        """Why the values of each side can't be had, if so."""
+        shape = self._units[CHILD][unit.name].shape
+        return {side: self._problem(side, self._units[side][unit.name], shape) for side in unit.sides}
+
+    def _problem(self, side: str, unit: Unit, shape: tuple[int, ...]) -> str:
+        if objection := objection_to(self._anatomies[side], unit):
+            return objection
+        return "" if unit.shape == shape else f"its shape is {list(unit.shape)}, the child's {list(shape)}"
+
+    def threads(self, max_memory: int, threads: int | None) -> int:
+        """Jobs at a time."""
+        shapes = [unit.shape for unit in self._units[CHILD].values()]
+        most = max((cut(shape, is_blocked=len(shape) == 2).most for shape in shapes), default=0)
+        return scan_threads_within(len(self._mine), most, len(self._units), max_memory, threads or default_threads())
+
+
+def _best_plan(
+    recipes: Sequence[Recipe],
+    child: Checkpoint,
+    parents: Mapping[str, Checkpoint],
+    differences: Mapping[str, Sequence[str]],
+) -> tuple[Plan | None, list[str]]:
+    """Of the recipes with the fewest rules, the plan that gives the most of the child's files; and what it does not give."""
+    least = min((len(recipe.rules) for recipe in recipes), default=0)
+    plans, refusals = [], list[str]()
+    for recipe in recipes:
+        if len(recipe.rules) == least:
+            try:
+                plans.append(find_plan(recipe, child, parents))
+            except PlanError as e:
+                refusals += [f"{recipe.base!r} can't be the base: {problem}" for problem in e.problems]
+    if not plans:
+        return None, refusals
+    return min(plans, key=lambda found: (len(found[1]), len(differences[found[0].recipe.base])))
+
+
+def _explained(found: Evidence, row: Row | None) -> Explained:
+    """The evidence in the recipe's words: of several ways to give a unit's bytes, the one that its rule takes."""
+    verdict: Verdict = "unexplained"
+    shares: dict[str, float] = {}
+    if found.equal or found.mixture is not None:
+        shares = dict.fromkeys(found.equal, 1.0) if found.mixture is None else found.mixture.shares
+        if row is not None and row.kind == "mix" and not {part.parent for part in row.inputs} <= set(found.equal):
+            shares = {part.parent: part.share for part in row.inputs}
+        verdict = "equal" if set(shares) <= set(found.equal) or list(shares.values()) == [1.0] else "mixed"
+    return Explained(
+        found.unit, found.role, found.nbytes, verdict, shares, None if row is None else row.rule, found.why
+    )
+
+
+def _undetermined(evidence: Sequence[Evidence]) -> Iterator[str]:
+    """What may have been otherwise, with the same bytes."""
+    agreeing = Counter(found.equal for found in evidence if len(found.equal) > 1)
+    for parents, count in agreeing.items():
+        yield f"{count} units have the same bytes in {' and '.join(parents)}: which of them gave these, nothing shows"

@@ -1,0 +1,261 @@
+"""From evidence to a recipe: which few statements say of every unit what its bytes allow.
+
+Big units leave shares hardly any room, small ones allow much: a norm of a few numbers may be given by any share from 0.7
+to 0.8. So actions are made of what the narrow ones say, and the others are asked whether they may be the same, by making
+them again. A unit that nothing explains may be anything and is in no rule's way.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations, permutations
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from chimerakit.explain.evidence import Evidence
+from chimerakit.explain.fold import Selector, fold
+from chimerakit.recipe import SUM_TOLERANCE, shares_at
+from chimerakit.records import COMPONENTS, Component, Gradient, Recipe, Role, Rule, Span
+
+Shares = Mapping[str, float]
+Question = tuple[str, tuple[tuple[str, float], ...]]
+"""(unit, shares in the order of the sum): do they give its bytes?"""
+Resolve = Callable[[Sequence[Question]], Mapping[Question, bool]]
+
+_NARROW = 1e-3
+"""Ranges of shares no wider than this say something by themselves."""
+_DIGITS = 6
+_ENDS = 12
+"""Units that gradients are guessed from, at each end of the model."""
+_FEW = 16
+"""Actions that are worth trying in every combination."""
+
+
+class Model(NamedTuple):
+    """What rules may speak of."""
+
+    parents: tuple[str, ...]
+    num_layers: int
+
+
+def find_recipe(evidence: Sequence[Evidence], model: Model, base: str, resolve: Resolve) -> Recipe | None:
+    """The recipe with the fewest rules for this base; None if there is none with rules."""
+    facts = _Facts(evidence, model, base, resolve)
+    actions = facts.actions()
+    fits = [facts.fit(action) for action in actions]
+    roles = [found.role for found in evidence]
+    names = [found.unit for found in evidence]
+    for kinds in (
+        [role.component for role in roles],
+        [_pattern(n, r) for n, r in zip(names, roles, strict=True)],
+        names,
+    ):
+        rules = fold(roles, kinds, fits, 0)
+        if rules is not None:
+            worded = [_rule(actions[taken.action], taken.selector, roles, kinds) for taken in rules]
+            return replace(facts.stub, rules=tuple(worded))
+    return None
+
+
+def _pattern(name: str, role: Role) -> str:
+    """A unit's name without the numbers of its layer and expert."""
+    for number in (role.layer, role.expert):
+        if number is not None:
+            name = re.sub(rf"\.{number}(?=\.)", ".*", name, count=1)
+    return name
+
+
+class _Facts:
+    """What is possible for each unit, as far as it is known; the rest is asked."""
+
+    def __init__(self, evidence: Sequence[Evidence], model: Model, base: str, resolve: Resolve):
+        self.stub = Recipe(dict.fromkeys(model.parents), base)
+        self._evidence = evidence
+        self._model = model
+        self._resolve = resolve
+        self._known: dict[Question, bool] = {}
+
+    # ------------------------------------------------------------------------------------------ actions
+
+    def actions(self) -> list[Rule]:
+        """What rules may do, the base's own action first."""
+        others = [parent for parent in self._model.parents if parent != self.stub.base]
+        found = [Rule(take=parent) for parent in (self.stub.base, *others)]
+        while True:
+            fits = zip(*(self.fit(action) for action in found), strict=True)
+            waiting = [e for e, is_fit in zip(self._evidence, fits, strict=True) if not any(is_fit)]
+            new = [rule for rule in self._new_actions(waiting) if rule not in found]
+            if not new:
+                return found
+            found += new
+
+    def _new_actions(self, waiting: Sequence[Evidence]) -> list[Rule]:
+        """What may be done to units that no action fits yet: what the narrow ones say, else the narrowest."""
+        narrow = [found for found in waiting if _width(found) <= _NARROW]
+        if not narrow:
+            return [rule for found in sorted(waiting, key=_width)[:1] for rule in self._mixes_of(found)]
+        gradients = self._gradients(narrow)
+        said = _unique(rule for found in narrow for rule in self._mixes_of(found))
+        if len(said) > _FEW:  # a gradient over many layers, and no rule for each of them
+            alone = [found for found in narrow if not any(self._may(action, found) for action in gradients)]
+            said = _unique(rule for found in alone for rule in self._mixes_of(found))
+        return [*gradients, *said]
+
+    def _mixes_of(self, found: Evidence) -> list[Rule]:
+        """The mix that gives a unit, in the order of a sum that does: float32 sums depend on it."""
+        if found.mixture is None:
+            return []
+        mix = self._mix(found.mixture.shares)
+        orders = permutations((mix.mix or {}).items()) if len(found.mixture.shares) > 2 else [(mix.mix or {}).items()]
+        for order in orders:
+            rule = replace(mix, mix=dict(order))
+            said = self._say(rule, found)
+            if said is True or (not isinstance(said, bool) and self._answer(said)):
+                return [rule]
+        return []
+
+    def _mix(self, shares: Mapping[str, float | Gradient]) -> Rule:
+        """A mix in the words of a recipe: the base is left out where it gets the rest."""
+        ends = [[s.start if isinstance(s, Gradient) else s for s in shares.values()]]
+        ends.append([s.stop if isinstance(s, Gradient) else s for s in shares.values()])
+        is_plain = all(abs(math.fsum(n) - 1) <= SUM_TOLERANCE and min(n) >= 0 and max(n) <= 1 for n in ends)
+        if is_plain:
+            return Rule(mix={parent: share for parent, share in shares.items() if parent != self.stub.base})
+        return Rule(mix=dict(shares), normalize=False)
+
+    def _gradients(self, narrow: Sequence[Evidence]) -> list[Rule]:
+        """Mixes whose shares change linearly over the layers, those that explain the most first."""
+        points: dict[tuple[Component, int, tuple[float, ...]], Evidence] = {}
+        for found in sorted(narrow, key=_width):
+            if found.role.layer is not None and not found.role.mtp and found.mixture is not None:
+                shares = tuple(round(found.mixture.shares.get(p, 0.0), 4) for p in self._model.parents)
+                points.setdefault((found.role.component, found.role.layer, shares), found)
+        ends = sorted(points.values(), key=lambda found: found.role.layer or 0)
+        support: dict[str, tuple[int, Rule]] = {}
+        for first, last in combinations(ends if len(ends) <= 2 * _ENDS else [*ends[:_ENDS], *ends[-_ENDS:]], 2):
+            rule = self._gradient(first, last)
+            if rule is not None and repr(rule) not in support:
+                support[repr(rule)] = sum(self._may(rule, found) for found in ends), rule
+        return [rule for _, rule in sorted(support.values(), key=lambda found: -found[0])[:_FEW]]
+
+    def _gradient(self, first: Evidence, last: Evidence) -> Rule | None:
+        """The gradient with the shortest decimals that two units allow; None if their shares are the same."""
+        assert first.mixture is not None
+        assert last.mixture is not None
+        if first.mixture.shares == last.mixture.shares or first.role.layer == last.role.layer:
+            return None
+        a, b, end = first.role.layer or 0, last.role.layer or 0, self._model.num_layers - 1
+        others = [parent for parent in self._model.parents if parent != self.stub.base]
+        for digits in range(1, _DIGITS + 1):
+            shares: dict[str, float | Gradient] = {}
+            for parent in others:
+                x, y = (e.mixture.shares.get(parent, 0.0) for e in (first, last) if e.mixture is not None)
+                slope = (y - x) / (b - a)
+                start, stop = round(x - slope * a, digits), round(x + slope * (end - a), digits)
+                if start != stop:
+                    shares[parent] = Gradient(start, stop)
+                elif start != 0:
+                    shares[parent] = start
+            rule = Rule(mix=shares)
+            if shares and self._may(rule, first) and self._may(rule, last):
+                return rule
+        return None
+
+    # --------------------------------------------------------------------------------------------- fits
+
+    def fit(self, action: Rule) -> list[bool]:
+        """For each unit, whether the action gives its bytes."""
+        said = [self._say(action, found) for found in self._evidence]
+        asked = [question for question in said if not isinstance(question, bool) and question not in self._known]
+        if asked:
+            self._known.update(self._resolve(asked))
+        return [known if isinstance(known, bool) else self._known[known] for known in said]
+
+    def _answer(self, question: Question) -> bool:
+        if question not in self._known:
+            self._known.update(self._resolve([question]))
+        return self._known[question]
+
+    def _shares(self, action: Rule, role: Role) -> dict[str, float]:
+        return shares_at(action, self.stub, role.layer, self._model.num_layers)
+
+    def _may(self, action: Rule, found: Evidence) -> bool:
+        """Whether the numbers that were looked at allow an action."""
+        shares, mixture = self._shares(action, found.role), found.mixture
+        if mixture is None:
+            return False
+        is_whole = abs(sum(mixture.shares.values()) - 1) <= SUM_TOLERANCE
+        if is_whole != (abs(sum(shares.values()) - 1) <= SUM_TOLERANCE):
+            return False
+        if not set(shares) <= set(found.readable):
+            return False
+        at = [shares.get(parent, 0.0) for parent in found.readable]
+        return all(bound.allows(at) for bound in mixture.bounds)
+
+    def _say(self, action: Rule, found: Evidence) -> bool | Question:
+        """Whether an action gives a unit's bytes, or what must be asked for that."""
+        if not found.equal and found.mixture is None:
+            return True
+        if _has_layers(action) and found.role.layer is None:
+            return False
+        shares = self._shares(action, found.role)
+        if found.equal:
+            are_equal = all(parent in found.equal for parent in shares)
+            if len(shares) == 1 or (are_equal and abs(sum(shares.values()) - 1) <= SUM_TOLERANCE):
+                return are_equal and abs(sum(shares.values()) - 1) <= SUM_TOLERANCE
+            if not set(shares) <= set(found.readable):
+                return False
+        elif found.mixture is not None:
+            if found.mixture.shares == shares and len(shares) < 3:
+                return True
+            if not self._may(action, found):
+                return False
+        return found.unit, tuple(shares.items())
+
+
+def _has_layers(action: Rule) -> bool:
+    return any(isinstance(share, Gradient) for share in (action.mix or {}).values())
+
+
+def _width(found: Evidence) -> float:
+    return math.inf if found.mixture is None else found.mixture.width
+
+
+def _unique(rules: Iterable[Rule]) -> list[Rule]:
+    found: list[Rule] = []
+    for rule in rules:
+        if rule not in found:
+            found.append(rule)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- wording
+
+
+def _rule(action: Rule, selector: Selector, roles: Sequence[Role], kinds: Sequence[str]) -> Rule:
+    """An action with a selector, in the words of a recipe."""
+    chosen = set(kinds if selector.kinds is None else selector.kinds)
+    everywhere: dict[Component, set[str]] = {}
+    for role, kind in zip(roles, kinds, strict=True):
+        everywhere.setdefault(role.component, set()).add(kind)
+    whole = tuple(c for c in COMPONENTS if c in everywhere and everywhere[c] <= chosen)
+    is_named = chosen != {kind for component in whole for kind in everywhere[component]}
+    return replace(
+        action,
+        components=None if is_named else (COMPONENTS if len(whole) == len(everywhere) else whole),
+        layers=None if selector.layers is None else _spans(selector.layers),
+        experts=None if selector.experts is None else _spans(selector.experts),
+        tensors=tuple(dict.fromkeys(k for k in kinds if k in chosen)) if is_named else None,
+        mtp=selector.mtp,
+    )
+
+
+def _spans(numbers: Sequence[int]) -> tuple[Span, ...]:
+    found: list[Span] = []
+    for number in sorted(numbers):
+        if found and found[-1].last == number - 1:
+            found[-1] = Span(found[-1].first, number)
+        else:
+            found.append(Span(number, number))
+    return tuple(found)

@@ -1,0 +1,265 @@
+"""Which shares of its parents give a child's stored numbers: what rounding left of lambda.
+
+Every stored number stands for a cell of values that would have been stored so. A child's number therefore says that
+sum(share_i * x_i) lies in a cell: two linear inequalities in the shares. One says next to nothing; all of a matrix leave
+an interval of about 1e-5. Least squares between decoded values, the other way to lambda, is biased where cells are as
+wide as the parents' difference: the largest number of an FP8 block is never rounded, so the rest is not rounded evenly.
+
+The inequalities are a little too wide, by what float32 loses on the way to a sum, so they never exclude the shares that
+were used; making the unit again with a candidate decides.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import combinations, product
+from operator import mul
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from chimerakit.dtypes import BLOCK, FP8_BLOCKS
+from chimerakit.numerics.fp8 import F32, U8
+from chimerakit.numerics.kernels import require
+from chimerakit.numerics.mix import Term, decode_scales, nbytes_of_weight
+
+F64 = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+DIGITS = 7
+"""Decimals of a share at most; a float32 has no more."""
+_SLACK = 8 * 2.0**-24
+"""What float32 may lose in a sum, relative to the sum of its terms' sizes: every step half of 2^-23."""
+_INVERSE = 1 + 2.0**-22
+"""How far the factor that numbers of an FP8 block are multiplied with may be from 1 / scale: each is rounded."""
+_STEPS = 60
+_ROUNDS = 4
+_PARTS = (1.001, 1.0, 0.5, 0.25, 2.0**-4, 2.0**-8)
+"""How much of a step is tried: first a little more, as rounding would leave the last cell missed for ever."""
+
+
+class Interval(NamedTuple):
+    """Shares from `low` to `high`, both included."""
+
+    low: float
+    high: float
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no share is in it."""
+        return self.low > self.high
+
+
+class Bound(NamedTuple):
+    """What one number of the child says: low <= sum(share_i * value_i) <= high."""
+
+    low: float
+    high: float
+    values: tuple[float, ...]
+
+    def allows(self, shares: Sequence[float]) -> bool:
+        """Whether these shares give the number."""
+        return bool(self.low <= sum(map(mul, self.values, shares)) <= self.high)
+
+
+def cells(child: Term, where: Ints) -> tuple[F64, F64]:
+    """The lowest and the highest value that is stored as each of some numbers of a panel.
+
+    where: places in the panel, row by row. Numbers that are not finite have no cell and give (-inf, inf).
+    """
+    data = child.data.reshape(-1)
+    if child.storage == "F32":
+        values = data.view(np.float32)[where]
+        with np.errstate(invalid="ignore"):
+            half = np.spacing(np.abs(values)).astype(np.float64) / 2
+            low, high = values - half, values + half
+    elif child.storage in FP8_BLOCKS:
+        low, high = (bounds[data[where]] * _scales(child, where) for bounds in _bounds(child.storage))
+    else:
+        low, high = (bounds[data.view(np.uint16)[where]] for bounds in _bounds(child.storage))
+    is_finite = np.isfinite(low) & np.isfinite(high)
+    return np.where(is_finite, low, -np.inf), np.where(is_finite, high, np.inf)
+
+
+@cache
+def _bounds(storage: str) -> tuple[F64, F64]:
+    """The lowest and the highest value for each code of a storage with few of them, in units of the scale."""
+    from ml_dtypes import bfloat16, float8_e4m3fn
+
+    if storage in FP8_BLOCKS:
+        sizes = np.arange(0x7F, dtype=np.uint8).view(float8_e4m3fn).astype(np.float64)
+        largest, loss = 448.0, _INVERSE  # a fresh scale makes the largest number of its block 448
+    else:
+        dtype, infinity = (np.dtype(np.float16), 0x7C00) if storage == "F16" else (np.dtype(bfloat16), 0x7F80)
+        sizes = np.arange(infinity, dtype=np.uint16).view(dtype).astype(np.float64)
+        largest, loss = sizes[-1] + (sizes[-1] - sizes[-2]) / 2, 1.0
+    half = 1 << (7 if storage in FP8_BLOCKS else 15)
+    edges = np.concatenate([[-sizes[1] / 2 * loss**2], (sizes[1:] + sizes[:-1]) / 2, [largest]])
+    low, high = np.full(2 * half, np.nan), np.full(2 * half, np.nan)
+    low[: sizes.size], high[: sizes.size] = edges[:-1] / loss, edges[1:] * loss
+    low[half:], high[half:] = -high[:half], -low[:half]
+    return low, high
+
+
+def _scales(term: Term, where: Ints) -> F64:
+    """The scales of some numbers of a panel."""
+    require(term.scales is not None, "FP8 without scales")
+    cols = term.data.shape[1]
+    blocks = decode_scales(np.asarray(term.scales).reshape(-1), term.scale_dtype).reshape(-1, -(-cols // BLOCK))
+    return np.asarray(blocks[where // cols // BLOCK, where % cols // BLOCK], np.float64)
+
+
+def unlike_numbers(made: U8, scales: U8 | None, child: Term) -> Ints:
+    """Places in a panel, row by row, where what was made is not stored as in the child. Of a block with another scale, the
+    first number is among them. made: (rows, bytes of a row); scales: those that were made, for FP8."""
+    rows, cols = child.data.shape[0], child.data.shape[1] // nbytes_of_weight(child.storage)
+    kind = f"u{nbytes_of_weight(child.storage)}"
+    unlike = (made.view(kind) != child.data.view(kind)).reshape(-1)
+    if scales is not None and child.scales is not None:
+        width = child.scales.shape[1] // -(-cols // BLOCK)
+        others = (scales.reshape(-1, width) != child.scales.reshape(-1, width)).any(1).reshape(-1, -(-cols // BLOCK))
+        row, col = np.nonzero(others)
+        unlike[row * BLOCK * cols + col * BLOCK] = True
+    require(rows * cols == unlike.size, f"{unlike.size} numbers for {rows} x {cols}")
+    return np.flatnonzero(unlike)
+
+
+@cache
+def _directions(num_parents: int) -> list[F64]:
+    """Ways to move shares that keep their sum: from each parent to each other, and for three or more some in between."""
+    whole = np.eye(num_parents)
+    found = [whole[b] - whole[a] for a, b in combinations(range(num_parents), 2)]
+    return found + [x + y for x, y in combinations(found, 2)] + [x - y for x, y in combinations(found, 2)]
+
+
+class Clues:
+    """What the numbers of a child that were looked at say of its parents' shares."""
+
+    def __init__(self, num_parents: int):
+        self._low, self._high = np.empty(0), np.empty(0)
+        self._values = np.empty((0, num_parents))
+
+    def __len__(self) -> int:
+        return len(self._low)
+
+    def add(self, child: Term, parents: list[F32], where: Ints) -> None:
+        """Look at some numbers of a panel of the child; where: their places, row by row. parents: (rows, cols) values."""
+        low, high = cells(child, where)
+        values = np.stack([parent.reshape(-1)[where].astype(np.float64) for parent in parents], axis=1)
+        slack = _SLACK * np.abs(values).sum(1)
+        says = np.isfinite(low) & np.isfinite(values).all(1)
+        self._low = np.concatenate([self._low, (low - slack)[says]])
+        self._high = np.concatenate([self._high, (high + slack)[says]])
+        self._values = np.concatenate([self._values, values[says]])
+
+    def unmet(self, shares: F64) -> int:
+        """How many of the numbers these shares do not give."""
+        made = self._values @ shares
+        return int(((made < self._low) | (made > self._high)).sum())
+
+    def interval(self, shares: F64, direction: F64) -> Interval:
+        """How far the shares may be moved in a direction, with all numbers still given; empty if never."""
+        low, high, still = self._moved(shares, direction)
+        if still.any():
+            return Interval(math.inf, -math.inf)
+        return Interval(float(low.max(initial=-math.inf)), float(high.min(initial=math.inf)))
+
+    def _moved(self, shares: F64, direction: F64) -> tuple[F64, F64, npt.NDArray[np.bool_]]:
+        """From where to where each number is given as shares move; and which numbers never are, as nothing moves them."""
+        along, left = self._values @ direction, self._values @ shares
+        with np.errstate(divide="ignore", invalid="ignore"):
+            a, b = (self._low - left) / along, (self._high - left) / along
+        stays = along == 0
+        is_given = (self._low <= left) & (left <= self._high)
+        low, high = np.where(stays, -math.inf, np.minimum(a, b)), np.where(stays, math.inf, np.maximum(a, b))
+        return low, high, stays & ~is_given
+
+    def outline(self, shares: F64) -> tuple[list[Bound], float]:
+        """The numbers that leave the least room around shares which give all, and how much room there is at most.
+
+        In the plane of shares that sum to 1; looked at in a few directions, so an outline from outside.
+        """
+        found, width = set[int](), 0.0
+        for direction in _directions(len(shares)):
+            low, high, _ = self._moved(shares, direction)
+            if low.size:
+                found |= {int(low.argmax()), int(high.argmin())}
+                width = max(width, float(high.min() - low.max()))
+        return [
+            Bound(float(self._low[n]), float(self._high[n]), tuple(self._values[n].tolist())) for n in sorted(found)
+        ], width
+
+    def most_met(self, shares: F64, direction: F64) -> tuple[float, int]:
+        """The step in a direction at which the most numbers are given, and how many then are not: for a child of which
+        a few numbers are no mix."""
+        low, high, _ = self._moved(shares, direction)
+        low, high = np.sort(low), np.sort(high)
+        if not low.size:
+            return 0.0, self.unmet(shares)
+        begun = np.arange(1, low.size + 1) - np.searchsorted(high, low)
+        best = int(begun.argmax())
+        end = high[np.searchsorted(high, low[best])]
+        step = float((low[best] + end) / 2)
+        return step, self.unmet(shares + step * direction)
+
+    def decimals(self, among: Sequence[int], *, is_whole: bool) -> Iterator[F64]:
+        """Shares of few decimals that give all numbers looked at, the shortest first.
+
+        among: the parents that may have a share. is_whole: whether shares sum to 1, the first of them giving the rest.
+        """
+        whole = np.eye(self._values.shape[1])
+        free = list(among[1:] if is_whole else among)
+        directions = whole[free] - (whole[among[0]] if is_whole else 0)
+        middle = self._middle(self.solve(whole[among[0]], directions), directions)
+        for digits in range(1, DIGITS + 1):
+            for steps in product((0, 1, -1), repeat=len(free)):  # what is left may be narrow and lie askew
+                shares = np.zeros(len(whole))
+                shares[free] = np.round(middle[free] + np.array(steps) * 10.0**-digits, digits)
+                if is_whole:
+                    shares[among[0]] = round(1 - math.fsum(shares[free]), 12)
+                if not self.unmet(shares):
+                    yield shares
+
+    def _middle(self, shares: F64, directions: F64) -> F64:
+        """From shares that give all numbers, or nearly, to the middle of those that do: one direction after the other."""
+        for direction in (*directions,) * _ROUNDS:
+            room = self.interval(shares, direction)
+            if not room.is_empty and math.isfinite(room.high - room.low):
+                shares = shares + (room.low + room.high) / 2 * direction
+        return shares
+
+    def solve(self, start: F64, directions: F64) -> F64:
+        """The shares that come nearest to giving all numbers, from a first guess; where some give all, within 1e-6 or so.
+
+        directions: (ways, parents), the ways in which shares may move. The squared distance to all cells is convex and its
+        least value is 0 at what is looked for; Newton's steps go over the cells that are missed.
+        """
+        moves = self._values @ directions.T
+        shares, far, cost = start, *self._missed(start)
+        for _ in range(_STEPS):
+            missed = far != 0
+            if not missed.any():
+                break
+            weights = self._weights[missed]
+            step = np.linalg.lstsq(moves[missed] * weights[:, None], far[missed] * weights, rcond=None)[0] @ directions
+            # Cells that come to be missed on the way can make a whole step too long.
+            for part in _PARTS:
+                there = shares - part * step
+                far_there, cost_there = self._missed(there)
+                if cost_there < cost:
+                    break
+            else:
+                break
+            shares, far, cost = there, far_there, cost_there
+        return shares
+
+    def _missed(self, shares: F64) -> tuple[F64, float]:
+        """How far from its cell each number is that these shares give, and the sum of squares of that in cells."""
+        made = self._values @ shares
+        far = np.minimum(made - self._low, 0) + np.maximum(made - self._high, 0)
+        return far, float(np.square(far * self._weights).sum())
+
+    @property
+    def _weights(self) -> F64:
+        return 1 / (self._high - self._low)
