@@ -9,6 +9,8 @@ from random import Random
 import numpy as np
 import pytest
 
+from chimerakit.compare import compare_checkpoints
+from chimerakit.deltas import measure_distances
 from chimerakit.errors import PlanError
 from chimerakit.explain import Explanation, explain_child
 from chimerakit.formats import open_checkpoint
@@ -103,6 +105,25 @@ def test_the_recipe_of_a_random_child_is_found(family: Family, count: int, seed:
     assert len(found.recipe.rules) <= len(made.recipe.rules), (rules, recipe_to_yaml(found.recipe))
     merge_parents(plan_again(found, parents), tmp_path / "again")
     assert stored(tmp_path / "again") == stored(tmp_path / "child")
+
+
+@pytest.mark.parametrize("share", [0.6, 1])
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.8])
+def test_a_delta_is_found(family: Family, share: float, part: float, tmp_path: Path) -> None:
+    """Units that were mixed because their parents differ by more than a delta are one rule, with such a delta."""
+    parents = {name: open_checkpoint(family[name]) for name in ("v3", "r1")}
+    apart = sorted(unit.distance for unit in compare_checkpoints(parents["v3"], parents["r1"]).units)
+    delta = round(apart[int(part * len(apart))], 6)
+    rule = f"{{mix: {{r1: {share}}}, components: [attention, routed_experts], delta: {delta}}}"
+    recipe = parse_recipe(f"parents: {{v3: , r1: }}\nbase: v3\nrules: [{rule}]")
+    made = make_plan(recipe, parents, measure_distances(recipe, parents))
+    merge_parents(made, tmp_path / "child")
+    found = explain_child(tmp_path / "child", parents)
+    assert found.is_explained
+    assert found.recipe is not None
+    assert [(r.delta is None, r.tensors) for r in found.recipe.rules] == [(False, None)]
+    again = make_plan(found.recipe, parents, measure_distances(found.recipe, parents))
+    assert [(row.unit, row.inputs) for row in again.rows] == [(row.unit, row.inputs) for row in made.rows]
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f32"])

@@ -6,7 +6,7 @@ fold.py       the fewest rules that do to every unit what fits it
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,15 +14,17 @@ from typing import Literal
 from msgspec import Struct
 
 from chimerakit.anatomy import Anatomy
+from chimerakit.compare import compare_checkpoints
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener, Report, ignore
 from chimerakit.execute import Inputs
 from chimerakit.explain.evidence import CHILD, Evidence, gives, look_at
-from chimerakit.explain.rules import Model, Question, find_recipe
+from chimerakit.explain.rules import Measure, Model, Question, find_recipe
 from chimerakit.explain.settings import differences, find_plan
 from chimerakit.formats import open_checkpoint
 from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
 from chimerakit.plan.panels import cut
+from chimerakit.plan.select import units_in_question
 from chimerakit.records import Checkpoint, Plan, Recipe, Role, Row, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.scan import ScanUnit, objection_to, scan, scan_units
@@ -109,10 +111,21 @@ def explain_child(
         asked = [family.unit(name) for name in waiting]
         return {q: says for _, answers in scan_with("making units again", answer, units=asked) for q, says in answers}
 
+    distances: dict[tuple[str, str, frozenset[str]], dict[str, float]] = {}
+
+    def measure(base: str, parent: str, units: Collection[str]) -> Mapping[str, float]:
+        key = (base, parent, frozenset(units))
+        if key not in distances:
+            compared = compare_checkpoints(
+                parents[base], parents[parent], only=units, threads=threads, max_memory=max_memory, listener=listener
+            )
+            distances[key] = {unit.unit: unit.distance for unit in compared.units}
+        return distances[key]
+
     model = Model(tuple(parents), family.num_layers)
     unlike = {name: tuple(differences(sides[CHILD], parent)) for name, parent in parents.items()}
-    recipes = [recipe for base in parents if (recipe := find_recipe(evidence, model, base, resolve)) is not None]
-    plan, notes = _best_plan(recipes, sides[CHILD], parents, unlike)
+    recipes = [r for base in parents if (r := find_recipe(evidence, model, base, resolve, measure)) is not None]
+    plan, notes = _best_plan(recipes, sides[CHILD], parents, unlike, measure)
     rows = {} if plan is None else {row.unit: row for row in plan.rows}
     return Explanation(
         parents=tuple(parents),
@@ -178,6 +191,7 @@ def _best_plan(
     child: Checkpoint,
     parents: Mapping[str, Checkpoint],
     differences: Mapping[str, Sequence[str]],
+    measure: Measure,
 ) -> tuple[Plan | None, list[str]]:
     """Of the recipes with the fewest rules, the plan that gives the most of the child's files; and what it does not give."""
     least = min((len(recipe.rules) for recipe in recipes), default=0)
@@ -185,7 +199,9 @@ def _best_plan(
     for recipe in recipes:
         if len(recipe.rules) == least:
             try:
-                plans.append(find_plan(recipe, child, parents))
+                questions = units_in_question(recipe, Anatomy(parents[recipe.base]))
+                distances = {name: measure(recipe.base, name, units) for name, units in questions.items()}
+                plans.append(find_plan(recipe, child, parents, distances))
             except PlanError as e:
                 refusals += [f"{recipe.base!r} can't be the base: {problem}" for problem in e.problems]
     if not plans:

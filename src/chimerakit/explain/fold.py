@@ -18,9 +18,9 @@ from chimerakit.records import Role
 Bits = int
 K = TypeVar("K", bound=str | int)
 
-_MOST_LISTS = 3000
+_MOST_LISTS = 600
 """Beginnings of lists that are looked at, of each length."""
-_MOST_SETS = 200
+_MOST_SETS = 64
 """Sets of kinds or of experts that are considered for one action."""
 
 

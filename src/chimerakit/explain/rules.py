@@ -7,7 +7,7 @@ them again. A unit that nothing explains may be anything and is in no rule's way
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, permutations
 from typing import NamedTuple
 
@@ -23,6 +23,11 @@ Question = tuple[str, tuple[tuple[str, float], ...]]
 """(unit, shares in the order of the sum): do they give its bytes?"""
 Resolve = Callable[[Sequence[Question]], Mapping[Question, bool]]
 
+Measure = Callable[[str, str, Collection[str]], Mapping[str, float]]
+"""(base, parent, units) -> how far each unit of the parent is from the base's."""
+
+_DELTA_DIGITS = 18
+_RULE_LENGTH = 4
 _NARROW = 1e-3
 """Ranges of shares no wider than this say something by themselves."""
 _DIGITS = 6
@@ -39,23 +44,95 @@ class Model(NamedTuple):
     num_layers: int
 
 
-def find_recipe(evidence: Sequence[Evidence], model: Model, base: str, resolve: Resolve) -> Recipe | None:
-    """The recipe with the fewest rules for this base; None if there is none with rules."""
+def find_recipe(
+    evidence: Sequence[Evidence], model: Model, base: str, resolve: Resolve, measure: Measure
+) -> Recipe | None:
+    """The recipe with the fewest rules for this base; None if there is none."""
     facts = _Facts(evidence, model, base, resolve)
     actions = facts.actions()
     fits = [facts.fit(action) for action in actions]
+    found = list(_foldings(evidence, actions, fits))
+    if all(folding.is_involved for folding in found):
+        # Units in no order of components and layers may have been chosen by how far the parents lie apart.
+        found += _foldings(evidence, *_with_deltas(evidence, actions, fits, base, measure))
+    shortest = min(found, key=lambda folding: folding.length, default=None)
+    return None if shortest is None else replace(facts.stub, rules=tuple(shortest.rules))
+
+
+class _Folding(NamedTuple):
+    """Rules that give every unit."""
+
+    rules: list[Rule]
+    is_involved: bool
+    """Whether they name units, or are more than there are things done."""
+
+    @property
+    def length(self) -> int:
+        """How much there is to read: a rule, and each name in it."""
+        return sum(_RULE_LENGTH + len(rule.tensors or ()) for rule in self.rules)
+
+
+def _foldings(
+    evidence: Sequence[Evidence], actions: Sequence[Rule], fits: Sequence[Sequence[bool]]
+) -> Iterator[_Folding]:
+    """The fewest rules for these actions: by component, by kind of tensor, and by name, until nothing can be gained."""
     roles = [found.role for found in evidence]
     names = [found.unit for found in evidence]
-    for kinds in (
-        [role.component for role in roles],
-        [_pattern(n, r) for n, r in zip(names, roles, strict=True)],
-        names,
-    ):
+    patterns = [_pattern(name, role) for name, role in zip(names, roles, strict=True)]
+    for kinds in ([role.component for role in roles], patterns, names):
         rules = fold(roles, kinds, fits, 0)
         if rules is not None:
-            worded = [_rule(actions[taken.action], taken.selector, roles, kinds) for taken in rules]
-            return replace(facts.stub, rules=tuple(worded))
-    return None
+            is_involved = kinds is names or kinds is patterns or len(rules) > len({rule.action for rule in rules})
+            yield _Folding([_rule(actions[r.action], r.selector, roles, kinds) for r in rules], is_involved)
+            if not is_involved:
+                return
+
+
+def _with_deltas(
+    evidence: Sequence[Evidence],
+    actions: Sequence[Rule],
+    fits: Sequence[Sequence[bool]],
+    base: str,
+    measure: Measure,
+) -> tuple[list[Rule], list[list[bool]]]:
+    """The actions, and mixes once more with deltas that tell what they were done to from what was left to the base."""
+    more, fit_more = list(actions), [list(fitting) for fitting in fits]
+    for action, fitting in list(zip(actions, fits, strict=True))[1:]:
+        done = [n for n, is_mixed in enumerate(fitting) if is_mixed and not fits[0][n]]
+        components = {evidence[n].role.component for n in done}
+        left = [n for n, e in enumerate(evidence) if fits[0][n] and not fitting[n] and e.role.component in components]
+        if not done or not left:
+            continue
+        mix = dict(action.mix) if action.mix is not None else {action.take or base: 1.0}
+        units = {found.unit for found in evidence if found.role.component in components}
+        apart = [measure(base, parent, units) for parent in mix if parent != base]
+        far = {n: max(each.get(e.unit, math.inf) for each in apart) for n, e in enumerate(evidence) if e.unit in units}
+        sides = [[(evidence[n].role.component, far[n]) for n in numbers] for numbers in (done, left)]
+        for delta in _deltas(*sides):
+            more.append(replace(action, take=None, mix=mix, delta=delta))
+            fit_more.append([n in far and (fitting[n] if far[n] > delta else fits[0][n]) for n in range(len(evidence))])
+    return more, fit_more
+
+
+def _deltas(done: Sequence[tuple[Component, float]], left: Sequence[tuple[Component, float]]) -> list[float]:
+    """Deltas above everything that was left and below everything that was done, in one component or in several."""
+    gaps = []
+    for component in sorted({component for component, _ in left}):
+        low = max(distance for c, distance in left if c == component)
+        high = min((distance for c, distance in done if c == component), default=math.inf)
+        if low < high:
+            gaps.append((low, high))
+    common = (max((low for low, _ in gaps), default=1.0), min((high for _, high in gaps), default=0.0))
+    return list(dict.fromkeys(_shortest(low, high) for low, high in (common, *gaps) if low < high))
+
+
+def _shortest(low: float, high: float) -> float:
+    """The number with the fewest decimals from `low` on, below `high`."""
+    for digits in range(_DELTA_DIGITS):
+        found = float(math.ceil(low * 10**digits) / 10**digits)
+        if low <= found < high:
+            return found
+    return low
 
 
 def _pattern(name: str, role: Role) -> str:

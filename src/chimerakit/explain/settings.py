@@ -4,6 +4,7 @@ Every setting is tried by planning with it: the plan says what each file of the 
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from chimerakit.errors import PlanError
 from chimerakit.execute import header_digest
 from chimerakit.plan import make_plan
+from chimerakit.plan.select import Distances
 from chimerakit.records import Checkpoint, FileRow, Output, Plan, Recipe
 from chimerakit.stores.digest import digest_file, digest_of
 
@@ -21,20 +23,23 @@ _TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
 _OPENING = "<think>"
 
 
-def find_plan(recipe: Recipe, child: Checkpoint, parents: Mapping[str, Checkpoint]) -> tuple[Plan, list[str]]:
+def find_plan(
+    recipe: Recipe, child: Checkpoint, parents: Mapping[str, Checkpoint], distances: Distances
+) -> tuple[Plan, list[str]]:
     """The recipe's plan with the settings under which most of the child's files come out as they are; and what does not.
 
     Raises PlanError where the recipe can't be planned: parents of other shapes.
     """
-    recipe = _best(recipe, child, parents, (Output(dtype=dtype) for dtype in _DTYPES), _unlike_tensors)
+    plan_of = partial(make_plan, parents=parents, distances=distances)
+    recipe = _best(recipe, child, plan_of, (Output(dtype=dtype) for dtype in _DTYPES), _unlike_tensors)
     plain = recipe.output
-    recipe = _best(recipe, child, parents, (replace(plain, shards=s) for s in ("base", "by-rule")), _unlike_shards)
+    recipe = _best(recipe, child, plan_of, (replace(plain, shards=s) for s in ("base", "by-rule")), _unlike_shards)
     plain = recipe.output
     whose = (None, *(name for name in parents if name != recipe.base))
     pairs = product(whose, (None, *parents))
     texts = (replace(plain, tokenizer=t, chat_template=c) for t, c in pairs if c != (t or recipe.base))
-    recipe = _best(recipe, child, parents, texts, _unlike_files)
-    plan = make_plan(recipe, parents)
+    recipe = _best(recipe, child, plan_of, texts, _unlike_files)
+    plan = plan_of(recipe)
     return plan, [
         *(f"{name}: the recipe stores it otherwise, or not at all" for name in _unlike_tensors(plan, child)),
         *(f"{name}: the recipe lays this file out otherwise" for name in _unlike_shards(plan, child)),
@@ -45,7 +50,7 @@ def find_plan(recipe: Recipe, child: Checkpoint, parents: Mapping[str, Checkpoin
 def _best(
     recipe: Recipe,
     child: Checkpoint,
-    parents: Mapping[str, Checkpoint],
+    plan_of: Callable[[Recipe], Plan],
     outputs: Iterable[Output],
     unlike: Callable[[Plan, Checkpoint], list[str]],
 ) -> Recipe:
@@ -54,7 +59,7 @@ def _best(
     for output in outputs:
         tried = replace(recipe, output=output)
         try:
-            count = len(unlike(make_plan(tried, parents), child))
+            count = len(unlike(plan_of(tried), child))
         except PlanError:
             continue
         if least is None or count < least:
