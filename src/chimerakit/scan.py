@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from chimerakit.numerics.fp8 import F32
     from chimerakit.numerics.mix import Term
 
+_FIRST_LOOK = 1 << 15
+"""Bytes."""
+
 R = TypeVar("R")
 Pair = tuple[str, str]
 
@@ -213,14 +216,19 @@ def _equal_among(sides: Mapping[str, Input], inputs: Inputs, report: Report) -> 
     """The pairs with the same bytes among sides whose tensors have the same dtypes and shapes; reports what it reads."""
     pairs = set(combinations(sides, 2))
     tensors = next(iter(sides.values())).tensors
-    most = min(CHUNK, max(t.nbytes for t in tensors))
-    buffers = {name: memoryview(bytearray(most)) for name in sides}
+    buffers = {name: memoryview(bytearray()) for name in sides}
+    size = _FIRST_LOOK  # sides that differ do so early, as a rule
     for number, tensor in enumerate(tensors):
-        for done in range(0, tensor.nbytes, CHUNK):
-            pieces = {name: buffers[name][: tensor.nbytes - done] for pair in pairs for name in pair}
-            for name, piece in pieces.items():
+        done = 0
+        while done < tensor.nbytes and pairs:
+            nbytes = min(size, CHUNK, tensor.nbytes - done)
+            for name in {name for pair in pairs for name in pair}:
+                if len(buffers[name]) < nbytes:
+                    buffers[name] = memoryview(bytearray(nbytes))
                 there = sides[name].tensors[number]
-                inputs.reader(name, there.file).read_into(piece, there.start + done)
-                report(len(piece))
-            pairs = {(a, b) for a, b in pairs if same_bytes(pieces[a], pieces[b])}
+                inputs.reader(name, there.file).read_into(buffers[name][:nbytes], there.start + done)
+                report(nbytes)
+            pairs = {(a, b) for a, b in pairs if same_bytes(buffers[a][:nbytes], buffers[b][:nbytes])}
+            done += nbytes
+            size *= 4
     return pairs

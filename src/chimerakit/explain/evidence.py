@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from chimerakit.numerics.cells import F64, Clues, Ints
 
 CHILD = "child"
-_LOOKED_AT = 1 << 15
+_LOOKED_AT = 1 << 14
 """Numbers of a unit that candidates are found with. The interval that they leave is about as narrow as they are many."""
 _ADDED = 1 << 12
 """Numbers that a failed candidate adds at most."""
@@ -130,9 +130,10 @@ class _Unmixing:
         from chimerakit.numerics.cells import Clues
 
         clues = Clues(len(self._parents))
-        panel = self._panels[0]
-        size = panel.rows * panel.cols
-        self._learn(clues, panel, np.arange(0, size, max(1, size // _LOOKED_AT)))
+        first = self._panels[0]
+        rows = min(first.rows, max(1, _LOOKED_AT // first.cols))  # whole rows lie together
+        corner = first._replace(rows=rows, cols=first.cols if first.rows > 1 else min(first.cols, _LOOKED_AT))
+        self._learn(clues, corner, np.arange(corner.rows * corner.cols))
         tried: list[list[tuple[str, float]]] = []
         while len(tried) < _TRIED:
             shares = next((s for s in self._candidates(clues) if list(s.items()) not in tried), None)
