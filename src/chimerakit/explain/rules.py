@@ -192,12 +192,9 @@ class _Facts:
                 return [rule]
         return []
 
-    def _mix(self, shares: Mapping[str, float | Gradient]) -> Rule:
+    def _mix(self, shares: Shares) -> Rule:
         """A mix in the words of a recipe: the base is left out where it gets the rest."""
-        ends = [[s.start if isinstance(s, Gradient) else s for s in shares.values()]]
-        ends.append([s.stop if isinstance(s, Gradient) else s for s in shares.values()])
-        is_plain = all(abs(math.fsum(n) - 1) <= SUM_TOLERANCE and min(n) >= 0 and max(n) <= 1 for n in ends)
-        if is_plain:
+        if abs(math.fsum(shares.values()) - 1) <= SUM_TOLERANCE and _is_plain(shares):
             return Rule(mix={parent: share for parent, share in shares.items() if parent != self.stub.base})
         return Rule(mix=dict(shares), normalize=False)
 
@@ -235,7 +232,7 @@ class _Facts:
                 elif start != 0:
                     shares[parent] = start
             rule = Rule(mix=shares)
-            if shares and self._may(rule, first) and self._may(rule, last):
+            if shares and _is_plain(shares) and self._may(rule, first) and self._may(rule, last):
                 return rule
         return None
 
@@ -289,6 +286,13 @@ class _Facts:
             if not self._may(action, found):
                 return False
         return found.unit, tuple(shares.items())
+
+
+def _is_plain(shares: Mapping[str, float | Gradient]) -> bool:
+    """Whether a recipe takes shares as they are, the base getting the rest: none below 0, and no more than 1 in all."""
+    starts = [share.start if isinstance(share, Gradient) else share for share in shares.values()]
+    stops = [share.stop if isinstance(share, Gradient) else share for share in shares.values()]
+    return all(min(ends) >= 0 and math.fsum(ends) <= 1 + SUM_TOLERANCE for ends in (starts, stops) if ends)
 
 
 def _has_layers(action: Rule) -> bool:
