@@ -5,9 +5,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from chimerakit.compare import compare_checkpoints
 from chimerakit.deltas import measure_distances
@@ -286,3 +289,67 @@ def test_parents_that_are_all_equal_agree(pair: Family, tmp_path: Path) -> None:
     assert found.undetermined[0].endswith(
         "units have the same bytes in v3 and copy: which of them gave these, nothing shows"
     )
+
+
+def rewrite(source: Path, target: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    """A copy of a checkpoint in one file, with other tensors."""
+    shutil.copytree(source, target)
+    files = sorted(target.glob("*.safetensors"))
+    tensors = {n: a for file in files for n, a in load_file(file).items()}
+    for file in (*files, *target.glob("*.index.json")):
+        file.unlink()
+    edit(tensors)
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def test_a_unit_that_the_base_lacks_is_named(pair: Family, tmp_path: Path) -> None:
+    """An extra tensor in the child is no parent's and no recipe's."""
+    extra, like = "model.layers.1.extra_layernorm.weight", "model.layers.1.input_layernorm.weight"
+    child = rewrite(pair["v3"], tmp_path / "child", lambda t: t.update({extra: t[like].clone()}))
+    found = explain(child, pair)
+    unexplained = {unit.unit: unit.why for unit in found.units if unit.verdict == "unexplained"}
+    assert unexplained == {extra: "no parent has it"}
+    assert not found.is_explained
+
+
+def test_a_unit_that_the_child_lacks_is_named(pair: Family, tmp_path: Path) -> None:
+    """A child without a tensor of its base is not explained."""
+    name = "model.layers.1.input_layernorm.weight"
+    child = rewrite(pair["v3"], tmp_path / "child", lambda t: t.pop(name))
+    found = explain(child, pair)
+    assert found.missing["v3"] == found.missing["r1"] == (name,)
+    assert not found.is_explained
+    assert any(name in says for says in found.unlike)
+
+
+def test_a_parent_of_another_shape_is_told(pair: Family, tmp_path: Path) -> None:
+    """A unit of which one parent has another shape can only be the other parent's."""
+    name = "model.layers.1.input_layernorm.weight"
+    odd = rewrite(pair["r1"], tmp_path / "r1", lambda t: t.update({name: t[name][:-2].clone()}))
+    merge(pair, MIX, tmp_path / "child")
+    found = explain(tmp_path / "child", {"v3": pair["v3"], "r1": odd})
+    assert found.is_explained
+    change(tmp_path / "child", name, one_code)
+    found = explain(tmp_path / "child", {"v3": pair["v3"], "r1": odd})
+    why = next(unit.why for unit in found.units if unit.unit == name)
+    assert "r1: its shape is [198], the child's [200]" in why
+
+
+@pytest.mark.parametrize("who", ["child", "r1"])
+def test_nan_is_no_mix_by_chance(who: str, tmp_path: Path) -> None:
+    """A unit with NaN that its parents do not give is named; one whose parents do give it is explained."""
+    parents = {name: synthetic.make(tmp_path / name, seed) for seed, name in enumerate(("v3", "r1"), 1)}
+    name = UP.format(1, 2)
+
+    def spoil(data: bytearray, _: dict[str, bytes]) -> None:
+        data[100:102] = b"\xc0\x7f"
+
+    if who == "r1":
+        change(parents["r1"], name, spoil)
+    merge(parents, MIX, tmp_path / "child", allow_nonfinite=True)
+    if who == "child":
+        change(tmp_path / "child", name, spoil)
+    found = explain(tmp_path / "child", parents)
+    unexplained = [unit.unit for unit in found.units if unit.verdict == "unexplained"]
+    assert unexplained == ([name] if who == "child" else [])

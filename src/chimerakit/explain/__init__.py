@@ -19,12 +19,13 @@ from chimerakit.errors import PlanError
 from chimerakit.events import Listener, Report, ignore
 from chimerakit.execute import Inputs
 from chimerakit.explain.evidence import CHILD, Evidence, gives, look_at
-from chimerakit.explain.rules import Measure, Model, Question, find_recipe
+from chimerakit.explain.rules import Measure, Model, Question, Resolve, find_recipe
 from chimerakit.explain.settings import differences, find_plan
 from chimerakit.formats import open_checkpoint
 from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
 from chimerakit.plan.panels import cut
 from chimerakit.plan.select import units_in_question
+from chimerakit.recipe import SUM_TOLERANCE
 from chimerakit.records import Checkpoint, Plan, Recipe, Role, Row, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.scan import ScanUnit, objection_to, scan, scan_units
@@ -100,16 +101,22 @@ def explain_child(
     found = {unit.name: evidence for unit, evidence in scan_with("looking at units", look, units=family.mine())}
     evidence = [found[unit.name] for unit in family.mine()]
 
-    def resolve(questions: Sequence[Question]) -> dict[Question, bool]:
+    answers: dict[Question, bool] = {}
+
+    def resolve(questions: Sequence[Question]) -> Mapping[Question, bool]:
         waiting: dict[str, list[Question]] = {}
         for question in questions:
-            waiting.setdefault(question[0], []).append(question)
+            if question not in answers:
+                waiting.setdefault(question[0], []).append(question)
 
         def answer(unit: ScanUnit, inputs: Inputs, report: Report) -> list[tuple[Question, bool]]:
             return [(q, gives(unit, dict(q[1]), inputs, report)) for q in waiting[unit.name]]
 
-        asked = [family.unit(name) for name in waiting]
-        return {q: says for _, answers in scan_with("making units again", answer, units=asked) for q, says in answers}
+        if waiting:
+            asked = [family.unit(name) for name in waiting]
+            for _, answered in scan_with("making units again", answer, units=asked):
+                answers.update(answered)
+        return answers
 
     distances: dict[tuple[str, str, frozenset[str]], dict[str, float]] = {}
 
@@ -127,10 +134,11 @@ def explain_child(
     recipes = [r for base in parents if (r := find_recipe(evidence, model, base, resolve, measure)) is not None]
     plan, notes = _best_plan(recipes, sides[CHILD], parents, unlike, measure)
     rows = {} if plan is None else {row.unit: row for row in plan.rows}
+    broken = _broken(rows, evidence, sides[CHILD], resolve)
     return Explanation(
         parents=tuple(parents),
         recipe=None if plan is None else plan.recipe,
-        units=tuple(_explained(e, rows.get(e.unit)) for e in evidence),
+        units=tuple(_explained(e, rows.get(e.unit), broken.get(e.unit, "")) for e in evidence),
         missing=family.missing(),
         unlike=tuple(notes),
         undetermined=tuple(_undetermined(evidence)),
@@ -209,18 +217,41 @@ def _best_plan(
     return min(plans, key=lambda found: (len(found[1]), len(differences[found[0].recipe.base])))
 
 
-def _explained(found: Evidence, row: Row | None) -> Explained:
+def _broken(
+    rows: Mapping[str, Row], evidence: Sequence[Evidence], child: Checkpoint, resolve: Resolve
+) -> dict[str, str]:
+    """Units that the plan does not give after all, and why: nothing is believed of how the recipe was found."""
+    questions, found = {}, dict[str, str]()
+    for each in evidence:
+        row = rows.get(each.unit)
+        if row is None and rows:
+            found[each.unit] = "the recipe's base has no such unit"
+        if row is None or not (each.equal or each.mixture):
+            continue
+        planned = [(t.name, t.dtype, t.shape) for t in row.outputs]
+        if planned != [(t.name, t.dtype, t.shape) for t in map(child.tensors.get, (p[0] for p in planned)) if t]:
+            found[each.unit] = f"the recipe stores it as {row.storage}"
+        shares = tuple((part.parent, part.share) for part in row.inputs)
+        is_of_equals = {name for name, _ in shares} <= set(each.equal) and abs(
+            sum(dict(shares).values()) - 1
+        ) <= SUM_TOLERANCE
+        if not is_of_equals and (each.mixture is None or tuple(each.mixture.shares.items()) != shares):
+            questions[each.unit] = (each.unit, shares)
+    answers = resolve(list(questions.values()))
+    return {n: "the recipe does not give it" for n, question in questions.items() if not answers[question]} | found
+
+
+def _explained(found: Evidence, row: Row | None, broken: str) -> Explained:
     """The evidence in the recipe's words: of several ways to give a unit's bytes, the one that its rule takes."""
     verdict: Verdict = "unexplained"
     shares: dict[str, float] = {}
-    if found.equal or found.mixture is not None:
+    if (found.equal or found.mixture is not None) and not broken:
         shares = dict.fromkeys(found.equal, 1.0) if found.mixture is None else found.mixture.shares
         if row is not None and row.kind == "mix" and not {part.parent for part in row.inputs} <= set(found.equal):
             shares = {part.parent: part.share for part in row.inputs}
         verdict = "equal" if set(shares) <= set(found.equal) or list(shares.values()) == [1.0] else "mixed"
-    return Explained(
-        found.unit, found.role, found.nbytes, verdict, shares, None if row is None else row.rule, found.why
-    )
+    rule = None if row is None else row.rule
+    return Explained(found.unit, found.role, found.nbytes, verdict, shares, rule, found.why or broken)
 
 
 def _undetermined(evidence: Sequence[Evidence]) -> Iterator[str]:

@@ -22,12 +22,14 @@ Shares = Mapping[str, float]
 Question = tuple[str, tuple[tuple[str, float], ...]]
 """(unit, shares in the order of the sum): do they give its bytes?"""
 Resolve = Callable[[Sequence[Question]], Mapping[Question, bool]]
-
+"""Answers by making units again; what was answered before is known."""
 Measure = Callable[[str, str, Collection[str]], Mapping[str, float]]
 """(base, parent, units) -> how far each unit of the parent is from the base's."""
 
 _DELTA_DIGITS = 18
+"""Decimals of a delta at most."""
 _RULE_LENGTH = 4
+"""How many names are as much to read as another rule."""
 _NARROW = 1e-3
 """Ranges of shares no wider than this say something by themselves."""
 _DIGITS = 6
@@ -77,8 +79,8 @@ def _foldings(
 ) -> Iterator[_Folding]:
     """The fewest rules for these actions: by component, by kind of tensor, and by name, until nothing can be gained."""
     roles = [found.role for found in evidence]
-    names = [found.unit for found in evidence]
-    patterns = [_pattern(name, role) for name, role in zip(names, roles, strict=True)]
+    names = [_exactly(found.unit) for found in evidence]
+    patterns = [_pattern(found.unit, found.role) for found in evidence]
     for kinds in ([role.component for role in roles], patterns, names):
         rules = fold(roles, kinds, fits, 0)
         if rules is not None:
@@ -135,8 +137,14 @@ def _shortest(low: float, high: float) -> float:
     return low
 
 
+def _exactly(name: str) -> str:
+    """The glob that is this name and no other."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
 def _pattern(name: str, role: Role) -> str:
-    """A unit's name without the numbers of its layer and expert."""
+    """The glob of a unit's name without the numbers of its layer and expert."""
+    name = _exactly(name)
     for number in (role.layer, role.expert):
         if number is not None:
             name = re.sub(rf"\.{number}(?=\.)", ".*", name, count=1)
@@ -151,7 +159,6 @@ class _Facts:
         self._evidence = evidence
         self._model = model
         self._resolve = resolve
-        self._known: dict[Question, bool] = {}
 
     # ------------------------------------------------------------------------------------------ actions
 
@@ -188,7 +195,7 @@ class _Facts:
         for order in orders:
             rule = replace(mix, mix=dict(order))
             said = self._say(rule, found)
-            if said is True or (not isinstance(said, bool) and self._answer(said)):
+            if said is True or (not isinstance(said, bool) and self._resolve([said])[said]):
                 return [rule]
         return []
 
@@ -241,15 +248,8 @@ class _Facts:
     def fit(self, action: Rule) -> list[bool]:
         """For each unit, whether the action gives its bytes."""
         said = [self._say(action, found) for found in self._evidence]
-        asked = [question for question in said if not isinstance(question, bool) and question not in self._known]
-        if asked:
-            self._known.update(self._resolve(asked))
-        return [known if isinstance(known, bool) else self._known[known] for known in said]
-
-    def _answer(self, question: Question) -> bool:
-        if question not in self._known:
-            self._known.update(self._resolve([question]))
-        return self._known[question]
+        answers = self._resolve([question for question in said if not isinstance(question, bool)])
+        return [known if isinstance(known, bool) else answers[known] for known in said]
 
     def _shares(self, action: Rule, role: Role) -> dict[str, float]:
         return shares_at(action, self.stub, role.layer, self._model.num_layers)
