@@ -14,7 +14,8 @@ from chimerakit import inspect_checkpoint
 from chimerakit.errors import CheckpointError, ManifestError, PlanError, RecipeError
 from chimerakit.events import Advanced, Event, Started
 from chimerakit.formats import open_checkpoint
-from chimerakit.inspect import Census, Inspection, Part, fold_layers, join_parts, summarize
+from chimerakit.inspect.parts import fold_layers, join_parts, summarize
+from chimerakit.inspect.records import Census, Inspection, Part
 from chimerakit.plan.memory import MAX_MEMORY
 from chimerakit.records import Component
 from chimerakit.stores import local

@@ -10,7 +10,7 @@ import pytest
 from chimerakit import inspect_checkpoint
 from chimerakit.cli import inspected
 from chimerakit.cli.inspected import inspection_view, print_inspection, say_count
-from chimerakit.inspect import Inspection
+from chimerakit.inspect.records import Inspection
 from tests import synthetic
 from tests.cli.test_app import parse, run, run_on_terminal
 from tests.merging import merge

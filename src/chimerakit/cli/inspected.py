@@ -9,16 +9,8 @@ import msgspec
 from chimerakit.cli.show import MOST_SHOWN, add_row, make_grid, print_grid, say_nbytes, terminal_width
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
 from chimerakit.errors import printable
-from chimerakit.inspect import (
-    Censuses,
-    Inspection,
-    MadeSummary,
-    Part,
-    Provenance,
-    fold_layers,
-    join_parts,
-    summarize,
-)
+from chimerakit.inspect.parts import fold_layers, join_parts, summarize
+from chimerakit.inspect.records import Censuses, Inspection, MadeSummary, Part, Provenance
 from chimerakit.recipe import recipe_from_data, say_rule
 from chimerakit.records import Span
 

@@ -10,7 +10,7 @@ from chimerakit.card import CARD, write_card
 from chimerakit.deltas import measure_distances
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener, Report
-from chimerakit.execute import Inputs, made_of, make_units, new_header
+from chimerakit.execute import Inputs, header_digest, made_of, make_units
 from chimerakit.manifest import MANIFEST, is_as_encoded, make_manifest, parent_record
 from chimerakit.plan import make_jobs, make_plan
 from chimerakit.plan.memory import threads_within
@@ -20,7 +20,6 @@ from chimerakit.records import (
     Checkpoint,
     FileRow,
     Finding,
-    Header,
     Job,
     Made,
     MadeRow,
@@ -33,7 +32,7 @@ from chimerakit.records import (
 )
 from chimerakit.runners.watched import run_watched
 from chimerakit.sinks import Digests
-from chimerakit.stores.digest import Hasher, digest_of, digest_range
+from chimerakit.stores.digest import Hasher, digest_range
 from chimerakit.stores.local import CHUNK, Buffer, Piece, Reader, Readers
 from chimerakit.stores.system import first_unlike
 from chimerakit.verify.disk import claims, is_with_sha256, sha256_of_weights
@@ -65,7 +64,7 @@ def check_parents(
         yield Finding(False, MANIFEST, "its recipe and parents give another plan than the one that it names")
         return
     has_sha256 = is_with_sha256(manifest)
-    headers = {shard.name: _digest_header(plan, shard.header) for shard in plan.shards}
+    headers = {shard.name: header_digest(plan, shard.header) for shard in plan.shards}
     files = {row.name: _expect_file(plan, row, sha256=has_sha256) for row in plan.files}
     files[CARD] = _expect_text(write_card(plan), sha256=has_sha256)
     misplaced = list(_unlike_weights(manifest, plan, headers))
@@ -107,12 +106,6 @@ def _other_parent(manifest: Manifest, name: str, parent: Checkpoint) -> Iterable
 
 
 # ----------------------------------------------------------------------- what the manifest must say
-
-
-def _digest_header(plan: Plan, header: Header) -> str:
-    if header.parent is None:
-        return digest_of(new_header(header))
-    return next(s.header_digest for s in plan.parents[header.parent].shards if s.name == header.shard)
 
 
 def _expect_file(plan: Plan, row: FileRow, *, sha256: bool) -> OtherFile:

@@ -1,0 +1,87 @@
+"""What one checkpoint holds: components, layers, bytes, parameters, what is odd, and who made it.
+
+    records.py    what is found
+    parts.py      units of a kind together; parameters
+    findings.py   what is wrong, what is odd, who made it
+    values.py     the census of the numbers
+
+Headers and config say all of that; no weight is read. With `values` every weight is read once, for what only numbers
+show: NaN and infinity, FP8 codes at their largest, scales that can't be right. docs/inspect.md says how each figure is
+counted. A figure that neither headers nor config say is None: unknown, never guessed.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+from chimerakit.anatomy import GENERIC, Anatomy
+from chimerakit.errors import CheckpointError
+from chimerakit.events import Listener, ignore
+from chimerakit.formats import open_checkpoint
+from chimerakit.inspect.findings import find_objections, find_provenance, note_oddities, say_quantization
+from chimerakit.inspect.parts import PER_TOKEN, count_parameters, make_parts, number_of
+from chimerakit.inspect.records import Inspection
+from chimerakit.inspect.values import take_census
+from chimerakit.manifest import MANIFEST, WORKSPACE, read_manifest
+from chimerakit.output import is_finished
+from chimerakit.plan.memory import MAX_MEMORY
+from chimerakit.records import Checkpoint
+
+
+def inspect_checkpoint(
+    path: Path | str,
+    *,
+    values: bool = False,
+    threads: int | None = None,
+    max_memory: int = MAX_MEMORY,
+    listener: Listener = ignore,
+) -> Inspection:
+    """Look at a folder or a weight file: at headers and config only, unless `values` are asked for.
+
+    threads: jobs at a time, at most; as many as max_memory (bytes) allows. Raises CheckpointError for a damaged
+    checkpoint, ManifestError or RecipeError for a damaged manifest, ManifestError for a child too unfinished to be opened,
+    PlanError if one job needs more memory.
+    """
+    path = Path(path)
+    checkpoint = _open(path)
+    root = Path(checkpoint.root) if checkpoint.is_folder else Path(checkpoint.root, checkpoint.shards[0].name)
+    manifest = read_manifest(root) if (root / MANIFEST).is_file() else None
+    anatomy = Anatomy(checkpoint)
+    units = anatomy.units()
+    provenance = None if manifest is None else find_provenance(manifest, units)
+    taken = take_census(anatomy, units, threads, max_memory, listener) if values else None
+    parts = tuple(make_parts(units.values(), taken))
+    has_table = anatomy.family.name != GENERIC
+    return Inspection(
+        root=str(root),
+        model_type=str(checkpoint.config["model_type"]) if "model_type" in checkpoint.config else None,
+        family=anatomy.family.name,
+        weight_files=len(checkpoint.shards),
+        nbytes=checkpoint.nbytes,
+        tensors=len(checkpoint.tensors),
+        units=len(units),
+        layers=len({layer for part in parts if not part.mtp for layer in part.layers}),
+        mtp_layers=len({layer for part in parts if part.mtp for layer in part.layers}),
+        experts_per_token=number_of(checkpoint.config, PER_TOKEN),
+        quantization=say_quantization(checkpoint.config),
+        parameters=count_parameters(anatomy, parts),
+        parts=parts,
+        unknown=tuple(name for name, u in units.items() if not u.role.known) if has_table else (),
+        findings=tuple(find_objections(anatomy, units, parts, manifest, taken)),
+        notes=tuple(note_oddities(anatomy, parts, taken)),
+        files=checkpoint.files,
+        left_out=checkpoint.left_out,
+        is_unfinished=(root / WORKSPACE).is_dir() and not is_finished(root),
+        provenance=provenance,
+        values=taken,
+    )
+
+
+def _open(path: Path) -> Checkpoint:
+    """The checkpoint; a child that has no index yet is said to be unfinished, not damaged."""
+    try:
+        return open_checkpoint(path)
+    except CheckpointError:
+        with suppress(OSError):  # a folder that may not be entered
+            if (path / WORKSPACE).is_dir() and not (path / MANIFEST).is_file():
+                read_manifest(path)
+        raise
