@@ -25,8 +25,7 @@ from chimerakit.formats import open_checkpoint
 from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
 from chimerakit.plan.panels import cut
 from chimerakit.plan.select import units_in_question
-from chimerakit.recipe import SUM_TOLERANCE
-from chimerakit.records import Checkpoint, Plan, Recipe, Role, Row, Unit
+from chimerakit.records import Checkpoint, Input, Plan, Recipe, Role, Row, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.scan import ScanUnit, objection_to, scan, scan_units
 
@@ -134,7 +133,8 @@ def explain_child(
     recipes = [r for base in parents if (r := find_recipe(evidence, model, base, resolve, measure)) is not None]
     plan, notes = _best_plan(recipes, sides[CHILD], parents, unlike, measure)
     rows = {} if plan is None else {row.unit: row for row in plan.rows}
-    broken = _broken(rows, evidence, sides[CHILD], resolve)
+    stored = {unit.name: unit.sides[CHILD] for unit in family.mine()}
+    broken = _broken(rows, evidence, stored, resolve)
     return Explanation(
         parents=tuple(parents),
         recipe=None if plan is None else plan.recipe,
@@ -218,27 +218,44 @@ def _best_plan(
 
 
 def _broken(
-    rows: Mapping[str, Row], evidence: Sequence[Evidence], child: Checkpoint, resolve: Resolve
+    rows: Mapping[str, Row], evidence: Sequence[Evidence], child: Mapping[str, Input], resolve: Resolve
 ) -> dict[str, str]:
     """Units that the plan does not give after all, and why: nothing is believed of how the recipe was found."""
-    questions, found = {}, dict[str, str]()
+    questions, found = dict[str, Question](), dict[str, str]()
     for each in evidence:
-        row = rows.get(each.unit)
+        row, mine = rows.get(each.unit), child[each.unit]
         if row is None and rows:
             found[each.unit] = "the recipe's base has no such unit"
         if row is None or not (each.equal or each.mixture):
             continue
-        planned = [(t.name, t.dtype, t.shape) for t in row.outputs]
-        if planned != [(t.name, t.dtype, t.shape) for t in map(child.tensors.get, (p[0] for p in planned)) if t]:
-            found[each.unit] = f"the recipe stores it as {row.storage}"
         shares = tuple((part.parent, part.share) for part in row.inputs)
-        is_of_equals = {name for name, _ in shares} <= set(each.equal) and abs(
-            sum(dict(shares).values()) - 1
-        ) <= SUM_TOLERANCE
-        if not is_of_equals and (each.mixture is None or tuple(each.mixture.shares.items()) != shares):
-            questions[each.unit] = (each.unit, shares)
+        copied = _copied(row, each)
+        if copied is not None:
+            if copied not in each.equal:
+                found[each.unit] = f"the recipe copies it from {copied!r}, whose bytes are others"
+        elif row.storage != mine.storage or [(t.dtype, t.shape) for t in row.outputs] != [
+            (t.dtype, t.shape) for t in mine.tensors
+        ]:
+            found[each.unit] = f"the recipe stores it as {row.storage}"
+        elif each.mixture is None or tuple(each.mixture.shares.items()) != shares:
+            first = ((row.inputs[0].parent, 1.0),)
+            questions[each.unit] = (each.unit, first if _is_of_equals(row, each) else shares)
     answers = resolve(list(questions.values()))
     return {n: "the recipe does not give it" for n, question in questions.items() if not answers[question]} | found
+
+
+def _is_of_equals(row: Row, found: Evidence) -> bool:
+    """Whether a mix comes down to its first parent, as all have the same bytes."""
+    first, *others = (part.parent for part in row.inputs)
+    are_alike = all((first, other) in found.alike or (other, first) in found.alike for other in others)
+    return row.if_equal is not None and are_alike
+
+
+def _copied(row: Row, found: Evidence) -> str | None:
+    """The parent whose bytes a row moves; None if it computes."""
+    if row.kind == "copy" or (row.if_equal == "copy" and _is_of_equals(row, found)):
+        return row.inputs[0].parent
+    return None
 
 
 def _explained(found: Evidence, row: Row | None, broken: str) -> Explained:
