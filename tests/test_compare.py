@@ -388,11 +388,11 @@ def test_others_are_refused_by_their_headers_and_config(
         distances(found, open_checkpoint(other), pair[1])
 
 
-def test_every_component_is_looked_at(found: DifferenceMap) -> None:
-    """Parents may share all of a component; two small units of each are enough to tell others apart."""
-    looked_at = {unit.role.component for unit in found.units if unit.unit in found.a.fingerprint}
-    assert looked_at == {unit.role.component for unit in found.units}
-    assert len(found.a.fingerprint) <= 2 * len(looked_at)
+def test_every_component_of_every_layer_is_looked_at(found: DifferenceMap) -> None:
+    """Others may have changed all but one component of one layer; two units of each are enough to tell."""
+    looked_at = {(u.role.component, u.role.layer) for u in found.units if u.unit in found.a.fingerprint}
+    assert looked_at == {(u.role.component, u.role.layer) for u in found.units}
+    assert len(found.a.fingerprint) <= 4 * len(looked_at)
 
 
 # -------------------------------------------------------------------------------------------- going on

@@ -1,6 +1,7 @@
 """How far parents lie from the base, for recipes with a delta: read from difference maps, or measured again.
 
-A plan may rest on a map, as long as it is of these very checkpoints. A proof may not: it measures, what is in question only.
+A plan may rest on a map, as long as headers, config and a sample of weights are those of these checkpoints. A proof may
+not: it measures, what is in question only.
 """
 
 from collections.abc import Mapping, Sequence

@@ -31,7 +31,7 @@ from chimerakit.execute import Inputs
 from chimerakit.manifest import parent_record
 from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
 from chimerakit.plan.panels import cut
-from chimerakit.records import COMPONENTS, Checkpoint, Tensor, Unit
+from chimerakit.records import Checkpoint, Component, Tensor, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.scan import ScanJob, ScanUnit, Values, cut_jobs, objection_to, run_scan, scan_units
 from chimerakit.stores.digest import digest_of, digest_range
@@ -59,10 +59,8 @@ __all__ = [
 
 A, B = "a", "b"
 _PARTIAL_FORMAT = 1
-_SMALLEST = 2
-"""Units of each component that identify a checkpoint."""
-_LOOKED_AT = 1 << 20
-"""Bytes of each of their tensors; the smallest embedding has gigabytes."""
+_LOOKED_AT = 1 << 16
+"""Bytes of each tensor by which a checkpoint is known again."""
 
 
 def compare_checkpoints(
@@ -246,19 +244,20 @@ def _objection(found: DifferenceMap, a: Checkpoint, b: Checkpoint) -> str:
     for identity, checkpoint in ((found.a, a), (found.b, b)):
         if parent_record(checkpoint.shards, checkpoint.config) != identity.record:
             return f"other weight files, headers or config than those of {checkpoint.root}"
-        tensors = [checkpoint.tensors[name] for name in identity.fingerprint if name in checkpoint.tensors]
-        if _fingerprint(checkpoint, tensors) != identity.fingerprint:
+        if _identity(checkpoint, Anatomy(checkpoint).units().values()) != identity:
             return f"other weights than those of {checkpoint.root}, under the same headers"
     return ""
 
 
 def _identity(checkpoint: Checkpoint, units: Iterable[Unit]) -> Identity:
-    """A checkpoint, by its headers and the smallest units of each component."""
-    by_size = sorted(units, key=lambda unit: (unit.nbytes, unit.name))
-    chosen = [
-        unit for component in COMPONENTS for unit in [u for u in by_size if u.role.component == component][:_SMALLEST]
-    ]
-    tensors = [tensor for unit in chosen for tensor in unit.tensors]
+    """A checkpoint, by its headers and by the smallest and the largest unit of each component in each layer.
+
+    Small ones are norms and biases, which few who train change; large ones are what nearly everybody changes.
+    """
+    groups: dict[tuple[Component, int | None], list[Unit]] = {}
+    for unit in sorted(units, key=lambda unit: (unit.nbytes, unit.name)):
+        groups.setdefault((unit.role.component, unit.role.layer), []).append(unit)
+    tensors = {t.name: t for group in groups.values() for unit in (group[0], group[-1]) for t in unit.tensors}.values()
     return Identity(parent_record(checkpoint.shards, checkpoint.config), _fingerprint(checkpoint, tensors))
 
 

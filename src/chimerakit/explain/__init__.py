@@ -201,17 +201,18 @@ def _best_plan(
     differences: Mapping[str, Sequence[str]],
     measure: Measure,
 ) -> tuple[Plan | None, list[str]]:
-    """Of the recipes with the fewest rules, the plan that gives the most of the child's files; and what it does not give."""
-    least = min((len(recipe.rules) for recipe in recipes), default=0)
-    plans, refusals = [], list[str]()
-    for recipe in recipes:
-        if len(recipe.rules) == least:
-            try:
-                questions = units_in_question(recipe, Anatomy(parents[recipe.base]))
-                distances = {name: measure(recipe.base, name, units) for name, units in questions.items()}
-                plans.append(find_plan(recipe, child, parents, distances))
-            except PlanError as e:
-                refusals += [f"{recipe.base!r} can't be the base: {problem}" for problem in e.problems]
+    """Of the recipes with the fewest rules that can be planned, the plan that gives the most of the child's files; and what
+    it does not give."""
+    plans, refusals = list[tuple[Plan, list[str]]](), list[str]()
+    for recipe in sorted(recipes, key=lambda recipe: len(recipe.rules)):
+        if plans and len(recipe.rules) > len(plans[0][0].recipe.rules):
+            break
+        try:
+            questions = units_in_question(recipe, Anatomy(parents[recipe.base]))
+            distances = {name: measure(recipe.base, name, units) for name, units in questions.items()}
+            plans.append(find_plan(recipe, child, parents, distances))
+        except PlanError as e:
+            refusals += [f"{recipe.base!r} can't be the base: {problem}" for problem in e.problems]
     if not plans:
         return None, refusals
     return min(plans, key=lambda found: (len(found[1]), len(differences[found[0].recipe.base])))

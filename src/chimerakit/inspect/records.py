@@ -26,7 +26,7 @@ class Census(Struct, frozen=True, omit_defaults=True):
     largest: float = 0.0
     """The largest finite magnitude."""
     codes: int = 0
-    """Censuses that are stored in FP8 blocks; the rest is about these."""
+    """Values that are stored in FP8 blocks; the rest is about these."""
     nan_codes: int = 0
     saturated: int = 0
     """Codes of +-448, the largest number of FP8."""
@@ -37,7 +37,7 @@ class Census(Struct, frozen=True, omit_defaults=True):
 
     @property
     def nonfinite(self) -> int:
-        """Censuses that are NaN or infinite."""
+        """Values that are NaN or infinite."""
         return self.nan + self.infinite
 
     @property
@@ -159,7 +159,7 @@ class Provenance(Struct, frozen=True):
     largest_rms_error: float | None
     """Of a unit, relative to the RMS of its values; None if nothing was rounded."""
     nonfinite: int
-    """Censuses that were NaN or infinite and carried along."""
+    """Values that were NaN or infinite and carried along."""
 
 
 class Inspection(Struct, frozen=True):
