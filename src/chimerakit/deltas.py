@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from chimerakit.anatomy import Anatomy
-from chimerakit.compare import DifferenceMap, compare_checkpoints, distances, load_map
+from chimerakit.compare import DifferenceMap, distances, load_map, measure_units
 from chimerakit.errors import MapError
 from chimerakit.events import Listener, ignore
 from chimerakit.plan.memory import MAX_MEMORY
@@ -67,8 +67,7 @@ def measure_distances(
     base = parents[recipe.base]
     found = {}
     for name, units in units_in_question(recipe, Anatomy(base)).items():
-        compared = compare_checkpoints(
-            base, parents[name], only=units, threads=threads, max_memory=max_memory, listener=listener
+        found[name] = measure_units(
+            base, parents[name], units, threads=threads, max_memory=max_memory, listener=listener
         )
-        found[name] = {unit.unit: unit.distance for unit in compared.units}
     return found

@@ -23,6 +23,7 @@ from chimerakit.stores.local import CHUNK
 from chimerakit.stores.system import same_bytes
 
 if TYPE_CHECKING:
+    from chimerakit.numerics.cells import Ints
     from chimerakit.numerics.fp8 import F32
     from chimerakit.numerics.mix import Term
 
@@ -179,6 +180,14 @@ class Values:
         if side not in self._sources:
             self._sources[side] = Source(self._parts[side], self._inputs, self._whole)
         return self._sources[side].term(panel)
+
+    def place(self, numbers: "Ints") -> "tuple[Panel, Ints]":
+        """The panel that holds the first of some numbers of the unit, counted row by row; and which of its own they are."""
+        row, col = numbers // self._whole.cols, numbers % self._whole.cols
+        panel = next(p for p in self._whole.panels() if 0 <= row[0] - p.row < p.rows and 0 <= col[0] - p.col < p.cols)
+        row, col = row - panel.row, col - panel.col
+        inside = (row >= 0) & (row < panel.rows) & (col >= 0) & (col < panel.cols)
+        return panel, (row * panel.cols + col)[inside]
 
     def of(self, side: str, panel: Panel) -> "F32":
         """A side's values in a panel: code x scale."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
-from chimerakit.numerics.cells import Clues, cells, unlike_numbers
+from chimerakit.numerics.cells import Clues, cells, first_of_blocks, unlike_places
 from chimerakit.numerics.mix import Term, encode, mix
 
 F32 = npt.NDArray[np.float32]
@@ -159,12 +159,18 @@ def test_an_outline_allows_what_the_numbers_allow(count: int) -> None:
 def test_unlike_numbers_are_counted_by_place(storage: str) -> None:
     """A changed number is found where it is; a changed scale at the first number of its block."""
     term = family(storage, 0.3, 1)[0]
-    other = Term(*term)._replace(data=term.data.copy(), scales=None if term.scales is None else term.scales.copy())
-    other.data[7, 8] ^= 1
+    data = term.data.copy()
+    data[7, 8] ^= 1
     width = term.data.shape[1] // SHAPE[1]
-    expected = {7 * SHAPE[1] + 8 // width}
-    if other.scales is not None:
-        other.scales[1, -1] ^= 1
-        expected.add(128 * SHAPE[1] + 128)
-    assert set(unlike_numbers(term.data, term.scales, other).tolist()) == expected
-    assert not unlike_numbers(term.data, term.scales, term).size
+    assert places(term.data, data, width).tolist() == [7 * SHAPE[1] + 8 // width]
+    assert not places(data, data, width).size
+    if term.scales is not None:
+        scales = term.scales.copy()
+        scales[1, -1] ^= 1
+        blocks = places(term.scales, scales, scales.nbytes // 4)  # two by two blocks
+        assert first_of_blocks(blocks, SHAPE).tolist() == [128 * SHAPE[1] + 128]
+
+
+def places(old: npt.NDArray[np.generic], new: npt.NDArray[np.generic], width: int) -> npt.NDArray[np.int64]:
+    """Where two arrays of numbers of so many bytes differ."""
+    return unlike_places(memoryview(old.tobytes()), memoryview(new.tobytes()), width)

@@ -52,6 +52,7 @@ __all__ = [
     "compare_checkpoints",
     "distances",
     "load_map",
+    "measure_units",
     "save_map",
     "summarize_map",
     "thresholds",
@@ -67,7 +68,6 @@ def compare_checkpoints(
     a: Checkpoint,
     b: Checkpoint,
     *,
-    only: Collection[str] | None = None,
     partial: Path | None = None,
     threads: int | None = None,
     max_memory: int = MAX_MEMORY,
@@ -75,39 +75,63 @@ def compare_checkpoints(
 ) -> DifferenceMap:
     """The difference map of a base and another checkpoint; every weight byte of both is read once.
 
-    only: names of units; nothing of the others is read, nor in the map. partial: a file to which results are appended as they
-    come, and from which a second call goes on; the caller removes it when it has the map. threads: jobs at a time, at most;
-    as many as max_memory (bytes) allows. The map is the same for any number of them. Raises PlanError (memory),
-    CheckpointError, OutputError (the partial file).
+    partial: a file to which results are appended as they come, and from which a second call goes on; the caller removes it
+    when it has the map. threads: jobs at a time, at most; as many as max_memory (bytes) allows. The map is the same for any
+    number of them. Raises PlanError (memory), CheckpointError, OutputError (the partial file).
     """
-    sides = {A: a, B: b}
-    anatomies = {side: Anatomy(checkpoint) for side, checkpoint in sides.items()}
-    units = {side: anatomy.units() for side, anatomy in anatomies.items()}
-    there = [unit for unit in scan_units(units) if only is None or unit.name in only]
-    both = [unit for unit in there if len(unit.sides) == 2]
-    problems = {
-        unit.name: problem
-        for unit in both
-        if (problem := _problem(anatomies, {side: units[side][unit.name] for side in sides}))
-    }
-    todo = [unit for unit in both if unit.name not in problems]
-    most = max((cut(unit.sides[A].tensors[0].shape, is_blocked=_is_matrix(unit)).most for unit in todo), default=0)
-    threads = scan_threads_within(len(there), most, 2, max_memory, threads or default_threads())
-    jobs = cut_jobs(sides, todo)
-    of_a, of_b = _identity(a, units[A].values()), _identity(b, units[B].values())
+    pair = _Pair(a, b)
+    identities = [_identity(checkpoint, pair.units[side].values()) for side, checkpoint in pair.sides.items()]
     with nullcontext() if partial is None else closing(Journal(partial)) as journal:
-        found = {unit.unit: unit for unit in _compare(jobs, journal, threads, listener)}
+        found = pair.compare(journal, threads, max_memory, listener)
     return DifferenceMap(
-        a=of_a,
-        b=of_b,
-        units=tuple(found[unit.name] for unit in todo),
-        only_in={"a": _only(there, A), "b": _only(there, B)},
-        problems=problems,
+        a=identities[0],
+        b=identities[1],
+        units=tuple(found),
+        only_in={"a": _only(pair.there, A), "b": _only(pair.there, B)},
+        problems=pair.problems,
     )
 
 
-def _is_matrix(unit: ScanUnit) -> bool:
-    return len(unit.sides[A].tensors[0].shape) == 2
+def measure_units(
+    a: Checkpoint,
+    b: Checkpoint,
+    names: Collection[str],
+    *,
+    threads: int | None = None,
+    max_memory: int = MAX_MEMORY,
+    listener: Listener = ignore,
+) -> dict[str, float]:
+    """How far some units lie apart, as `distances` says it of a map; nothing of the others is read.
+
+    Units that can't be compared are left out. threads, max_memory, errors: as for `compare_checkpoints`.
+    """
+    found = _Pair(a, b, names).compare(None, threads, max_memory, listener)
+    return {unit.unit: unit.distance for unit in found}
+
+
+class _Pair:
+    """Two checkpoints, unit by unit. names: of the units that are meant; None for all."""
+
+    def __init__(self, a: Checkpoint, b: Checkpoint, names: Collection[str] | None = None):
+        self.sides = {A: a, B: b}
+        anatomies = {side: Anatomy(checkpoint) for side, checkpoint in self.sides.items()}
+        self.units = {side: anatomy.units() for side, anatomy in anatomies.items()}
+        self.there = [unit for unit in scan_units(self.units) if names is None or unit.name in names]
+        both = [unit for unit in self.there if len(unit.sides) == 2]
+        objections = {u.name: _problem(anatomies, {s: self.units[s][u.name] for s in self.sides}) for u in both}
+        self.problems = {name: problem for name, problem in objections.items() if problem}
+        self._todo = [unit for unit in both if unit.name not in self.problems]
+
+    def compare(
+        self, journal: Journal | None, threads: int | None, max_memory: int, listener: Listener
+    ) -> list[UnitDifference]:
+        """All units that can be compared, in their order."""
+        shapes = [unit.sides[A].tensors[0].shape for unit in self._todo]
+        most = max((cut(shape, is_blocked=len(shape) == 2).most for shape in shapes), default=0)
+        threads = scan_threads_within(len(self.there), most, 2, max_memory, threads or default_threads())
+        jobs = cut_jobs(self.sides, self._todo)
+        found = {unit.unit: unit for unit in _compare(jobs, journal, threads, listener)}
+        return [found[unit.name] for unit in self._todo]
 
 
 def _only(there: Iterable[ScanUnit], side: str) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ class Identity(Struct, frozen=True):
 
     record: ParentRecord
     fingerprint: dict[str, str]
-    """xxh3-128 of a few small tensors, or of their first MiB."""
+    """xxh3-128 of the first bytes of two units of each component in each layer."""
 
 
 class DifferenceMap(Struct, frozen=True):

@@ -5,19 +5,24 @@ the whole unit by making it again. Numbers that come out otherwise narrow what i
 byte, or none is left.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import combinations, permutations
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from chimerakit.dtypes import numel_of
 from chimerakit.events import Report
-from chimerakit.execute import Inputs
+from chimerakit.execute import Inputs, make_units
 from chimerakit.numerics.cells import Bound
 from chimerakit.plan.panels import Panel
-from chimerakit.records import Role
+from chimerakit.plan.ranges import Run
+from chimerakit.records import Input, Role, Row, Tensor
 from chimerakit.scan import Pair, ScanUnit, Values, equal_pairs
+from chimerakit.stores.local import CHUNK, Buffer, Reader
+from chimerakit.stores.system import same_bytes
 
 if TYPE_CHECKING:
     from chimerakit.numerics.cells import F64, Clues, Ints
@@ -84,44 +89,88 @@ def look_at(unit: ScanUnit, problems: Mapping[str, str], inputs: Inputs, report:
     return replace(found, why="; ".join(filter(None, (mixture, objections))))
 
 
-def gives(unit: ScanUnit, shares: Mapping[str, float], inputs: Inputs, report: Report) -> bool:
-    """Whether these shares of its parents give all bytes of a unit. The order of the parents is that of the sum."""
-    remade = _Remade(unit, [CHILD, *shares], inputs, report)
-    return all(not remade.unlike(panel, shares).size for panel in remade.values.panels())
+def made_of_shares(unit: ScanUnit, shares: Mapping[str, float]) -> Row:
+    """The row that gives a unit of the child, stored as the child stores it, these shares. Their order is that of the sum."""
+    child = unit.sides[CHILD]
+    return Row(
+        unit=unit.name,
+        role=unit.role,
+        rule=None,
+        kind="convert" if list(shares.values()) == [1.0] else "mix",
+        inputs=tuple(replace(unit.sides[parent], share=share) for parent, share in shares.items()),
+        storage=child.storage,
+        outputs=child.tensors,
+        if_equal=None,
+    )
 
 
-class _Remade:
-    """A unit that is made again to be compared."""
+def gives(row: Row, unit: ScanUnit, inputs: Inputs, report: Report) -> bool:
+    """Whether a row gives all bytes of a unit of the child: it is made again, by the code that merges."""
+    return not _make_again(row, unit, inputs, report, is_enough=1).count
 
-    def __init__(self, unit: ScanUnit, sides: Sequence[str], inputs: Inputs, report: Report):
-        self.values = Values(unit, sides, inputs, report)
-        self._storage = unit.sides[CHILD].storage
+
+class _UnlikeError(Exception):
+    """What was made differs, and that is enough; never seen outside."""
+
+
+class _Unlike:
+    """A sink that compares a unit, as it is made again, with the child's."""
+
+    def __init__(self, child: Input, inputs: Inputs, report: Report, *, is_enough: int | None):
+        self.count = 0
+        """Numbers that differ, and scales."""
+        self.first: Ints | None = None
+        """Places in the weight of the first of them; of scales, of the first numbers in their blocks."""
+        self._tensors = {tensor.name: tensor for tensor in child.tensors}
+        self._child = child
         self._inputs = inputs
+        self._report = report
+        self._is_enough = is_enough
 
-    def unlike(self, panel: Panel, shares: Mapping[str, float]) -> "Ints":
-        """Places in a panel, row by row, where the child's bytes are others than these shares give."""
-        import numpy as np
+    def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
+        """Compare bytes of a tensor, from `start` on within it."""
+        from chimerakit.numerics.cells import first_of_blocks, unlike_places
 
-        from chimerakit.numerics import mix
-        from chimerakit.numerics.cells import unlike_numbers
+        self._report(0)
+        made, mine = memoryview(data).cast("B"), self._tensors[tensor.name]
+        found = self._inputs.memory("the child's", len(made))[: len(made)].data
+        self._inputs.reader(CHILD, mine.file).read_into(found, mine.start + start)
+        if same_bytes(made, found):
+            return
+        width = mine.nbytes // numel_of(mine.shape)
+        places = unlike_places(made, found, width) + start // width
+        self.count += len(places)
+        if self.first is None:
+            weight = self._child.tensors[0]
+            rows, cols = weight.shape if len(weight.shape) == 2 else (1, numel_of(weight.shape))
+            self.first = places if mine is weight else first_of_blocks(places, (rows, cols))
+        if self._is_enough is not None and self.count >= self._is_enough:
+            raise _UnlikeError
 
-        child = self.values.term(CHILD, panel)
-        terms = [self.values.term(p, panel)._replace(share=np.float32(share)) for p, share in shares.items()]
-        out = self._inputs.memory("remade", child.data.size)[: child.data.size].reshape(child.data.shape)
-        scratch = self._inputs.memory("scratch", mix.SCRATCH)
-        scales, _ = mix.mix_into(
-            terms, (panel.rows, panel.cols), self._storage, child.scale_dtype, out, np.zeros(2), scratch
-        )
-        return unlike_numbers(out, scales, child)
+    def copy(self, run: Run, reader: Reader) -> None:
+        """Compare a range of a parent's file."""
+        for piece in reader.pieces(run.start, run.nbytes, memoryview(bytearray(CHUNK))):
+            for tensor, within, first, last in run.slices(piece.start, piece.nbytes):
+                self.write(tensor, within, bytes(last - first) if piece.data is None else piece.data[first:last])
+
+
+def _make_again(row: Row, unit: ScanUnit, inputs: Inputs, report: Report, *, is_enough: int | None) -> _Unlike:
+    sink = _Unlike(unit.sides[CHILD], inputs, report, is_enough=is_enough)
+    with suppress(_UnlikeError):
+        list(make_units((row,), inputs, sink, allow_nonfinite=True))
+    return sink
 
 
 class _Unmixing:
     """The search for the shares of one unit."""
 
     def __init__(self, unit: ScanUnit, parents: list[str], inputs: Inputs, report: Report):
+        self._unit = unit
         self._parents = parents
-        self._remade = _Remade(unit, [CHILD, *parents], inputs, report)
-        self._panels = list(self._remade.values.panels())
+        self._inputs = inputs
+        self._report = report
+        self._values = Values(unit, [CHILD, *parents], inputs, report)
+        self._panels = list(self._values.panels())
 
     def solve(self) -> Mixture | str:
         """The shares, or how far the nearest are from giving the unit."""
@@ -146,17 +195,20 @@ class _Unmixing:
         return self._nearest(clues)
 
     def _learn(self, clues: "Clues", panel: Panel, where: "Ints") -> None:
-        values = self._remade.values
+        values = self._values
         clues.add(values.term(CHILD, panel), [values.of(parent, panel) for parent in self._parents], where)
 
     def _contradict(self, clues: "Clues", shares: Mapping[str, float]) -> bool:
         """Whether shares do not give the unit; numbers that are not given are added to the clues."""
-        for panel in self._panels:
-            unlike = self._remade.unlike(panel, shares)
-            if unlike.size:
-                self._learn(clues, panel, unlike[:: max(1, unlike.size // _ADDED)])
-                return True
-        return False
+        found = self._made_of(shares, is_enough=1).first
+        if found is not None:
+            panel, where = self._values.place(found[:: max(1, len(found) // _ADDED)])
+            self._learn(clues, panel, where)
+        return found is not None
+
+    def _made_of(self, shares: Mapping[str, float], *, is_enough: int | None) -> _Unlike:
+        row = made_of_shares(self._unit, shares)
+        return _make_again(row, self._unit, self._inputs, self._report, is_enough=is_enough)
 
     def _candidates(self, clues: "Clues") -> Iterator[dict[str, float]]:
         """Shares that the clues allow: one parent alone, then such as sum to 1, then any; short decimals first."""
@@ -173,10 +225,10 @@ class _Unmixing:
                         yield from self._orders(self._named(shares))
 
     def _orders(self, shares: Mapping[str, float]) -> Iterator[dict[str, float]]:
-        """The same shares in every order that can make a difference: which of three or more is added last."""
-        yield dict(shares)
-        for order in list(permutations(shares.items()))[1:] if len(shares) > 2 else ():
-            yield dict(order)
+        """The same shares in every order that can make a difference: of the first two it makes none."""
+        for order in permutations(shares.items()):
+            if len(order) < 2 or order[0][0] < order[1][0]:
+                yield dict(order)
 
     def _named(self, shares: "F64") -> dict[str, float]:
         return {p: float(share) for p, share in zip(self._parents, shares, strict=True) if share != 0}
@@ -194,7 +246,7 @@ class _Unmixing:
         else:
             at = clues.solve(whole[0], np.delete(whole - whole[0], 0, axis=0))
         shares = self._named(np.round(at, 4))
-        unlike = sum(self._remade.unlike(panel, shares).size for panel in self._panels) if shares else 0
+        unlike = self._made_of(shares, is_enough=None).count if shares else 0
         total = sum(panel.rows * panel.cols for panel in self._panels)
         said = " + ".join(f"{share:g} {parent}" for parent, share in shares.items()) or "nothing"
         return f"the nearest mix, {said}, gives all but {unlike} of its {total} numbers"

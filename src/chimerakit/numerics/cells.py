@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from chimerakit.dtypes import BLOCK, FP8_BLOCKS
-from chimerakit.numerics.fp8 import F32, U8
+from chimerakit.numerics.fp8 import F32
 from chimerakit.numerics.kernels import require
-from chimerakit.numerics.mix import Term, decode_scales, nbytes_of_weight
+from chimerakit.numerics.mix import Term, decode_scales
 
 F64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -111,22 +111,17 @@ def _scales(term: Term, where: Ints) -> F64:
     return np.asarray(blocks[where // cols // BLOCK, where % cols // BLOCK], np.float64)
 
 
-def unlike_numbers(made: U8, scales: U8 | None, child: Term) -> Ints:
-    """Places in a panel, row by row, where what was made is not stored as in the child. Of a block with another scale, the
-    first number is among them. made: (rows, bytes of a row); scales: those that were made, for FP8."""
-    are_scales_alike = scales is None or child.scales is None or np.array_equal(scales, child.scales.reshape(-1))
-    if are_scales_alike and np.array_equal(made, child.data):  # nearly always, and a tenth of the time
-        return np.empty(0, np.int64)
-    rows, cols = child.data.shape[0], child.data.shape[1] // nbytes_of_weight(child.storage)
-    kind = f"u{nbytes_of_weight(child.storage)}"
-    unlike = (made.view(kind) != child.data.view(kind)).reshape(-1)
-    if scales is not None and child.scales is not None:
-        width = child.scales.shape[1] // -(-cols // BLOCK)
-        others = (scales.reshape(-1, width) != child.scales.reshape(-1, width)).any(1).reshape(-1, -(-cols // BLOCK))
-        row, col = np.nonzero(others)
-        unlike[row * BLOCK * cols + col * BLOCK] = True
-    require(rows * cols == unlike.size, f"{unlike.size} numbers for {rows} x {cols}")
-    return np.flatnonzero(unlike)
+def unlike_places(made: memoryview, found: memoryview, width: int) -> Ints:
+    """Places of numbers of `width` bytes that differ between two runs of as many bytes."""
+    require(len(made) == len(found), f"{len(made)} bytes against {len(found)}")
+    return np.flatnonzero(np.frombuffer(made, f"u{width}") != np.frombuffer(found, f"u{width}"))
+
+
+def first_of_blocks(blocks: Ints, shape: tuple[int, int]) -> Ints:
+    """Places in a matrix, row by row, of the first numbers of some of its blocks. shape: (rows, cols) in numbers."""
+    cols = shape[1]
+    row, col = np.divmod(blocks, -(-cols // BLOCK))
+    return np.asarray(row * BLOCK * cols + col * BLOCK)
 
 
 @cache

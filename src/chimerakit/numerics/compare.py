@@ -11,7 +11,7 @@ from chimerakit.numerics import fused
 from chimerakit.numerics.fp8 import F32, U8
 from chimerakit.numerics.kernels import kernel, magnitude_bits, require
 from chimerakit.numerics.lanes import LANES, add_pair, add_pairs
-from chimerakit.numerics.mix import Term, decode_scales, encode, mix, nbytes_of_weight
+from chimerakit.numerics.mix import KINDS, Term, decode_scales, encode, mix, nbytes_of_weight
 
 RTOL = ATOL = 1e-5
 """numpy's and torch's allclose as in the checks that people published for merges."""
@@ -19,7 +19,6 @@ _RTOL, _ATOL, _INFINITY = np.float32(RTOL), np.float32(ATOL), np.float32(np.inf)
 _RUN = 1 << 14
 """Values that are compared before looking whether all were close."""
 
-_KINDS = {"F32": fused.F32, "F16": fused.F16, "BF16": fused.BF16} | dict.fromkeys(FP8_BLOCKS, fused.E4M3)
 _CACHE_LINE = 64
 DECODING = fused.SCRATCH + 2 * 4 * fused.WIDTH + _CACHE_LINE
 """Bytes of scratch that `Differences.add_stored` wants."""
@@ -93,7 +92,7 @@ class Differences:
             require(term.data.flags.c_contiguous, "compiled loops go by addresses")
         if cols % BLOCK == 0 and self._num_values % LANES == 0:
             factors = np.stack([_factors(term, shape) for term in terms])
-            kinds = np.array([_KINDS[term.storage] for term in terms])
+            kinds = np.array([KINDS[term.storage] for term in terms])
             sources = np.array([term.data.ctypes.data for term in terms])
             added = self._sums.copy()
             if _add_numbers(kinds, sources, factors, rows, cols, scratch, added):
@@ -190,7 +189,7 @@ def _factors(term: Term, shape: tuple[int, int]) -> F32:
 
 def unlike_bytes(a: Term, b: Term) -> int | None:
     """How many bytes differ in a panel, scales included; None where the sides do not store it alike."""
-    if _KINDS[a.storage] != _KINDS[b.storage] or a.scale_dtype != b.scale_dtype:
+    if KINDS[a.storage] != KINDS[b.storage] or a.scale_dtype != b.scale_dtype:
         return None
     pairs = [(a.data, b.data)]
     if a.scales is not None and b.scales is not None:

@@ -24,7 +24,7 @@ from chimerakit.numerics.kernels import encode_bf16, kernel, magnitude_bits, req
 
 F64 = npt.NDArray[np.float64]
 
-_KINDS = {"F32": fused.F32, "F16": fused.F16, "BF16": fused.BF16} | dict.fromkeys(FP8_BLOCKS, fused.E4M3)
+KINDS = {"F32": fused.F32, "F16": fused.F16, "BF16": fused.BF16} | dict.fromkeys(FP8_BLOCKS, fused.E4M3)
 SCRATCH = fused.SCRATCH
 """Bytes that kernels need beside their arguments."""
 _LEAST_SQUARE = 2.0**-60
@@ -178,7 +178,7 @@ def relative_rms(sums: npt.NDArray[np.float64]) -> float:
 
 def nbytes_of_weight(storage: str) -> int:
     """Bytes of one weight."""
-    return fused.NBYTES[_KINDS[storage]]
+    return fused.NBYTES[KINDS[storage]]
 
 
 def _factors(terms: list[Term], shape: tuple[int, int]) -> F32:
@@ -217,7 +217,7 @@ class _Piece(NamedTuple):
 def _pieces(terms: list[Term], factors: F32, shape: tuple[int, int], out: U8) -> Iterator[_Piece]:
     """The whole blocks of a panel where they are, then the ragged ones at the edge, padded with zeros."""
     rows, cols = shape
-    kinds = np.array([_KINDS[term.storage] for term in terms])
+    kinds = np.array([KINDS[term.storage] for term in terms])
     whole = cols - cols % BLOCK
     if whole:
         sources = np.array([term.data.ctypes.data for term in terms])
@@ -269,7 +269,7 @@ def _mix_plain(
     """False, with sums as they were, if something is not finite, or squares are too small to be summed in float32."""
     added = np.zeros(2)
     for piece in _pieces(terms, factors, shape, out):
-        if not fused.mix_plain(*piece, scratch, _KINDS[storage], added):
+        if not fused.mix_plain(*piece, scratch, KINDS[storage], added):
             return False
     if not (math.isfinite(added.sum()) and added[1] > _LEAST_SQUARE * shape[0] * shape[1]):
         return False

@@ -1,0 +1,171 @@
+"""The passes over the weights of a child and its suspected parents; everything else of explaining is arithmetic on evidence."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from chimerakit.anatomy import Anatomy
+from chimerakit.compare import measure_units
+from chimerakit.errors import PlanError
+from chimerakit.events import Listener, Report
+from chimerakit.execute import Inputs
+from chimerakit.explain.evidence import CHILD, Evidence, gives, look_at, made_of_shares
+from chimerakit.explain.rules import Question
+from chimerakit.plan.memory import scan_threads_within
+from chimerakit.plan.panels import cut
+from chimerakit.records import Checkpoint, Row, Unit
+from chimerakit.runners.local import default_threads
+from chimerakit.scan import ScanUnit, objection_to, scan, scan_units
+
+A = TypeVar("A")
+
+
+class Passes:
+    """The child and its parents, unit by unit; what was asked once is not read again."""
+
+    def __init__(
+        self,
+        child: Checkpoint,
+        parents: Mapping[str, Checkpoint],
+        threads: int | None,
+        max_memory: int,
+        listener: Listener,
+    ):
+        if CHILD in parents:
+            raise PlanError([f"a parent can't be called {CHILD!r} here"], _REFUSED)
+        self.child = child
+        self._sides = {CHILD: child, **parents}
+        self._anatomies = {name: Anatomy(checkpoint) for name, checkpoint in self._sides.items()}
+        if problems := list(self._problems()):
+            raise PlanError(problems, _REFUSED)
+        self._units = {name: anatomy.units() for name, anatomy in self._anatomies.items()}
+        self._mine = {unit.name: unit for unit in scan_units(self._units) if CHILD in unit.sides}
+        self.num_layers = self._anatomies[CHILD].num_layers
+        shapes = [unit.shape for unit in self._units[CHILD].values()]
+        most = max((cut(shape, is_blocked=len(shape) == 2).most for shape in shapes), default=0)
+        self._max_memory = max_memory
+        self._threads = scan_threads_within(
+            len(self._mine), most, len(self._sides), max_memory, threads or default_threads()
+        )
+        self._listener = listener
+        self._answers: dict[Question, bool] = {}
+        self._distances: dict[tuple[str, str, frozenset[str]], Mapping[str, float]] = {}
+
+    def _problems(self) -> list[str]:
+        places = {Path(checkpoint.root).resolve() for checkpoint in self._sides.values()}
+        families = sorted({anatomy.family.name for anatomy in self._anatomies.values()})
+        problems = {
+            "no parent is given": len(self._sides) == 1,
+            "a checkpoint is given twice": len(places) < len(self._sides),
+            f"child and parents are of several architectures: {', '.join(families)}": len(families) > 1,
+        }
+        return [problem for problem, is_so in problems.items() if is_so]
+
+    def missing(self) -> dict[str, tuple[str, ...]]:
+        """Units of each parent that the child lacks."""
+        return {n: tuple(u for u in own if u not in self._mine) for n, own in self._units.items() if n != CHILD}
+
+    def look(self) -> list[Evidence]:
+        """What each unit of the child says, in the child's order."""
+
+        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> Evidence:
+            return look_at(unit, self._objections(unit), inputs, report)
+
+        return list(self._scan("looking at units", ask, self._mine).values())
+
+    def resolve(self, questions: Sequence[Question]) -> Mapping[Question, bool]:
+        """Whether shares give units, found out by making them again."""
+        waiting: dict[str, list[Question]] = {}
+        for question in questions:
+            if question not in self._answers:
+                waiting.setdefault(question[0], []).append(question)
+
+        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> dict[Question, bool]:
+            return {q: gives(made_of_shares(unit, dict(q[1])), unit, inputs, report) for q in waiting[unit.name]}
+
+        for answers in self._scan("making units again", ask, waiting).values():
+            self._answers.update(answers)
+        return self._answers
+
+    def check(self, rows: Mapping[str, Row], evidence: Sequence[Evidence]) -> dict[str, str]:
+        """Units that a plan does not give after all, and why: nothing is believed of how its recipe was found.
+
+        rows: those of the plan, none if there is none. What is copied from a parent with the child's bytes was read; what
+        was made again in the same way is known; everything else is made now.
+        """
+        doubtful, found = dict[str, Row](), dict[str, str]()
+        for each in evidence if rows else ():
+            row, unit = rows.get(each.unit), self._mine[each.unit]
+            if row is None:
+                found[each.unit] = "the recipe's base has no such unit"
+            elif [(t.dtype, t.shape) for t in row.outputs] != [(t.dtype, t.shape) for t in unit.sides[CHILD].tensors]:
+                found[each.unit] = f"the recipe stores it as {row.storage}"
+            elif (copied := _copied(row, each)) is None:
+                if not self._is_known(row, unit, each):
+                    doubtful[each.unit] = row
+            elif copied not in each.equal:
+                found[each.unit] = f"the recipe copies it from {copied!r}, whose bytes are others"
+
+        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> bool:
+            return gives(doubtful[unit.name], unit, inputs, report)
+
+        given = self._scan("making units again", ask, doubtful)
+        return {n: "the recipe does not give it" for n, is_given in given.items() if not is_given} | found
+
+    def _is_known(self, row: Row, unit: ScanUnit, found: Evidence) -> bool:
+        """Whether a unit was made again in the way that a row would make it, and came out."""
+        shares = {part.parent: part.share for part in row.inputs}
+        asked = made_of_shares(unit, shares)
+        if (row.kind, row.storage) != (asked.kind, asked.storage) or (row.if_equal and _is_of_equals(row, found)):
+            return False
+        order = tuple(shares.items())
+        was_found = found.mixture is not None and tuple(found.mixture.shares.items()) == order
+        return was_found or self._answers.get((unit.name, order), False)
+
+    def measure(self, base: str, parent: str, units: Collection[str]) -> Mapping[str, float]:
+        """How far units of a parent lie from the base's."""
+        key = base, parent, frozenset(units)
+        if key not in self._distances:
+            self._distances[key] = measure_units(
+                self._sides[base],
+                self._sides[parent],
+                units,
+                threads=self._threads,
+                max_memory=self._max_memory,
+                listener=self._listener,
+            )
+        return self._distances[key]
+
+    def _scan(self, work: str, ask: Callable[[ScanUnit, Inputs, Report], A], names: Collection[str]) -> dict[str, A]:
+        """The answers for units, in their order."""
+        units = [self._mine[name] for name in names]
+        if not units:
+            return {}
+        answers = scan(work, ask, self._sides, units, threads=self._threads, listener=self._listener)
+        found = {unit.name: answer for unit, answer in answers}
+        return {name: found[name] for name in names}
+
+    def _objections(self, unit: ScanUnit) -> dict[str, str]:
+        """Why the values of each side can't be had, if so."""
+        shape = self._units[CHILD][unit.name].shape
+        return {side: self._objection(side, self._units[side][unit.name], shape) for side in unit.sides}
+
+    def _objection(self, side: str, unit: Unit, shape: tuple[int, ...]) -> str:
+        if objection := objection_to(self._anatomies[side], unit):
+            return objection
+        return "" if unit.shape == shape else f"its shape is {list(unit.shape)}, the child's {list(shape)}"
+
+
+def _copied(row: Row, found: Evidence) -> str | None:
+    """The parent whose bytes a row moves; None if it computes."""
+    is_copy = row.kind == "copy" or (row.if_equal == "copy" and _is_of_equals(row, found))
+    return row.inputs[0].parent if is_copy else None
+
+
+def _is_of_equals(row: Row, found: Evidence) -> bool:
+    """Whether all parents of a row have the same bytes."""
+    first, *others = (part.parent for part in row.inputs)
+    return all((first, other) in found.alike or (other, first) in found.alike for other in others)
+
+
+_REFUSED = "this can't be explained"
