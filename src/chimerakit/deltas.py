@@ -12,8 +12,8 @@ from chimerakit.anatomy import Anatomy
 from chimerakit.compare import DifferenceMap, distances, load_map, measure_units
 from chimerakit.errors import MapError
 from chimerakit.events import Listener, ignore
+from chimerakit.plan.deltas import units_in_question
 from chimerakit.plan.memory import MAX_MEMORY
-from chimerakit.plan.select import units_in_question
 from chimerakit.records import Checkpoint, Recipe
 
 

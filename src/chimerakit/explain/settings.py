@@ -1,10 +1,12 @@
 """What rules can't say of a child: how its weights are stored and laid out, and whose files lie beside them.
 
-Every setting is tried by planning with it: the plan says what each file of the child would be.
+Storage and layout are tried by planning with them: the plan says what each file of the child would be.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -14,11 +16,13 @@ from msgspec.structs import replace
 from chimerakit.errors import PlanError
 from chimerakit.execute import header_digest
 from chimerakit.plan import make_plan
-from chimerakit.plan.select import Distances
+from chimerakit.plan.deltas import Distances
+from chimerakit.plan.files import choose_files
 from chimerakit.records import Checkpoint, FileRow, Output, Plan, Recipe
 from chimerakit.stores.digest import digest_file, digest_of
 
 _DTYPES: tuple[Literal["keep", "bf16", "f16", "f32", "fp8-block"], ...] = ("keep", "bf16", "f16", "f32", "fp8-block")
+_SHARDS: tuple[Literal["base", "by-rule"], ...] = ("base", "by-rule")
 _TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
 _OPENING = "<think>"
 
@@ -30,42 +34,52 @@ def find_plan(
 
     Raises PlanError where the recipe can't be planned: parents of other shapes.
     """
-    plan_of = partial(make_plan, parents=parents, distances=distances)
-    recipe = _best(recipe, child, plan_of, (Output(dtype=dtype) for dtype in _DTYPES), _unlike_tensors)
-    plain = recipe.output
-    recipe = _best(recipe, child, plan_of, (replace(plain, shards=s) for s in ("base", "by-rule")), _unlike_shards)
-    plain = recipe.output
-    whose = (None, *(name for name in parents if name != recipe.base))
-    pairs = product(whose, (None, *parents))
-    texts = (replace(plain, tokenizer=t, chat_template=c) for t, c in pairs if c != (t or recipe.base))
-    recipe = _best(recipe, child, plan_of, texts, _unlike_files)
-    plan = plan_of(recipe)
+
+    @cache  # at full size a plan takes seconds
+    def plan_of(output: Output) -> Plan:
+        return make_plan(replace(recipe, output=output), parents, distances)
+
+    def files_of(output: Output) -> Collection[FileRow]:
+        # Whose tokenizer and template are wanted changes no other file, so it takes no plan.
+        rows, problems = choose_files(replace(recipe, output=output), parents)
+        if problems:
+            raise PlanError(problems)
+        return rows.values()
+
+    is_file = partial(_is_file, parents=parents, digest=cache(lambda path: digest_file(path).xxh3))
+    output = _best((Output(dtype=dtype) for dtype in _DTYPES), lambda o: _unlike_tensors(plan_of(o), child))
+    output = _best([replace(output, shards=shards) for shards in _SHARDS], lambda o: _unlike_shards(plan_of(o), child))
+    output = _best(_texts(output, recipe), lambda o: _unlike_files(files_of(o), child, is_file))
+    plan = plan_of(output)
     return plan, [
         *(f"{name}: the recipe stores it otherwise, or not at all" for name in _unlike_tensors(plan, child)),
         *(f"{name}: the recipe lays this file out otherwise" for name in _unlike_shards(plan, child)),
-        *(f"{name}: no parent's; the recipe gives another one, or none" for name in _unlike_files(plan, child)),
+        *(
+            f"{name}: no parent's; the recipe gives another one, or none"
+            for name in _unlike_files(plan.files, child, is_file)
+        ),
     ]
 
 
-def _best(
-    recipe: Recipe,
-    child: Checkpoint,
-    plan_of: Callable[[Recipe], Plan],
-    outputs: Iterable[Output],
-    unlike: Callable[[Plan, Checkpoint], list[str]],
-) -> Recipe:
-    """The recipe with the first of these settings that leave the fewest things unlike."""
-    best, least = recipe, None
+def _texts(output: Output, recipe: Recipe) -> Iterator[Output]:
+    """Each choice of a tokenizer and of a chat template, once."""
+    whose = (None, *(name for name in recipe.parents if name != recipe.base))
+    for tokenizer, template in product(whose, (None, *recipe.parents)):
+        if template != (tokenizer or recipe.base):
+            yield replace(output, tokenizer=tokenizer, chat_template=template)
+
+
+def _best(outputs: Iterable[Output], unlike: Callable[[Output], Collection[str]]) -> Output:
+    """The first of these settings that leave the fewest things unlike; the first of all where none can be planned."""
+    best, least = None, math.inf
     for output in outputs:
-        tried = replace(recipe, output=output)
-        try:
-            count = len(unlike(plan_of(tried), child))
-        except PlanError:
-            continue
-        if least is None or count < least:
-            best, least = tried, count
-        if count == 0:
+        best = best or output
+        with suppress(PlanError):
+            if (count := len(unlike(output))) < least:
+                best, least = output, count
+        if least == 0:
             break
+    assert best is not None
     return best
 
 
@@ -81,20 +95,23 @@ def _unlike_shards(plan: Plan, child: Checkpoint) -> list[str]:
     return sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name))
 
 
-def _unlike_files(plan: Plan, child: Checkpoint) -> list[str]:
+def _unlike_files(rows: Iterable[FileRow], child: Checkpoint, is_file: Callable[[Path, FileRow], bool]) -> list[str]:
     there = {file.name: Path(child.root, file.name) for file in (*child.files, *filter(None, (child.index,)))}
-    planned = {row.name: row for row in plan.files}
+    planned = {row.name: row for row in rows}
     return sorted(
-        n for n in planned.keys() | there.keys() if n not in planned or not _is(there.get(n), planned[n], plan)
+        name
+        for name in planned.keys() | there.keys()
+        if name not in planned or name not in there or not is_file(there[name], planned[name])
     )
 
 
-def _is(file: Path | None, row: FileRow, plan: Plan) -> bool:
-    if file is None or file.stat().st_size != row.nbytes:
+def _is_file(file: Path, row: FileRow, parents: Mapping[str, Checkpoint], digest: Callable[[Path], str]) -> bool:
+    """Whether a file of the child is what a plan makes it."""
+    if file.stat().st_size != row.nbytes:
         return False
     if row.parent is None or row.source is None:
-        return digest_file(file).xxh3 == digest_of((row.text or "").encode())
-    return digest_file(file).xxh3 == digest_file(Path(plan.parents[row.parent].root, row.source)).xxh3
+        return digest(file) == digest_of((row.text or "").encode())
+    return digest(file) == digest(Path(parents[row.parent].root, row.source))
 
 
 # ------------------------------------------------------------------------------ what weights can't show

@@ -3,7 +3,7 @@
     records.py    what is found
     parts.py      units of a kind together; parameters
     findings.py   what is wrong, what is odd, who made it
-    values.py     the census of the numbers
+    values.py     one reading pass: a census of each unit
 
 Headers and config say all of that; no weight is read. With `values` every weight is read once, for what only numbers
 show: NaN and infinity, FP8 codes at their largest, scales that can't be right. docs/inspect.md says how each figure is
@@ -20,7 +20,7 @@ from chimerakit.formats import open_checkpoint
 from chimerakit.inspect.findings import find_objections, find_provenance, note_oddities, say_quantization
 from chimerakit.inspect.parts import PER_TOKEN, count_parameters, make_parts, number_of
 from chimerakit.inspect.records import Inspection
-from chimerakit.inspect.values import take_census
+from chimerakit.inspect.values import take_censuses
 from chimerakit.manifest import MANIFEST, WORKSPACE, read_manifest
 from chimerakit.output import is_finished
 from chimerakit.plan.memory import MAX_MEMORY
@@ -48,8 +48,8 @@ def inspect_checkpoint(
     anatomy = Anatomy(checkpoint)
     units = anatomy.units()
     provenance = None if manifest is None else find_provenance(manifest, units)
-    taken = take_census(anatomy, units, threads, max_memory, listener) if values else None
-    parts = tuple(make_parts(units.values(), taken))
+    censuses = take_censuses(anatomy, units, threads, max_memory, listener) if values else None
+    parts = tuple(make_parts(units.values(), censuses))
     has_table = anatomy.family.name != GENERIC
     return Inspection(
         root=str(root),
@@ -66,13 +66,13 @@ def inspect_checkpoint(
         parameters=count_parameters(anatomy, parts),
         parts=parts,
         unknown=tuple(name for name, u in units.items() if not u.role.known) if has_table else (),
-        findings=tuple(find_objections(anatomy, units, parts, manifest, taken)),
-        notes=tuple(note_oddities(anatomy, parts, taken)),
+        findings=tuple(find_objections(anatomy, units, parts, manifest, censuses)),
+        notes=tuple(note_oddities(anatomy, parts, censuses)),
         files=checkpoint.files,
         left_out=checkpoint.left_out,
         is_unfinished=(root / WORKSPACE).is_dir() and not is_finished(root),
         provenance=provenance,
-        values=taken,
+        values=censuses,
     )
 
 

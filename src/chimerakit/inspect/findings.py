@@ -26,7 +26,7 @@ def find_objections(
     units: Mapping[str, Unit],
     parts: Iterable[Part],
     manifest: Manifest | None,
-    taken: Censuses | None,
+    censuses: Censuses | None,
 ) -> Iterator[Finding]:
     """What is wrong."""
     for unit in units.values():
@@ -38,7 +38,7 @@ def find_objections(
         said = {name: (file.nbytes, file.header) for name, file in manifest.weights.items()}
         if said != {s.name: (s.nbytes, s.header_digest) for s in anatomy.checkpoint.shards}:
             yield Finding(False, MANIFEST, "tells of other weight files than lie here")
-    for found in taken.units if taken is not None else ():
+    for found in censuses.units if censuses is not None else ():
         if found.census.nonfinite:
             says = f"{found.census.nan} NaN and {found.census.infinite} infinite values of {found.census.values}"
             yield Finding(False, found.unit, says)
@@ -69,7 +69,7 @@ def _missing_experts(anatomy: Anatomy, units: Iterable[Unit]) -> Iterator[Findin
             yield Finding(False, f"layer {layer}", says)
 
 
-def note_oddities(anatomy: Anatomy, parts: Iterable[Part], taken: Censuses | None) -> Iterator[str]:
+def note_oddities(anatomy: Anatomy, parts: Iterable[Part], censuses: Censuses | None) -> Iterator[str]:
     """What a careful user wants to know."""
     config, whole = anatomy.checkpoint.config, join_parts(parts)
     if anatomy.family.name == GENERIC:
@@ -87,7 +87,7 @@ def note_oddities(anatomy: Anatomy, parts: Iterable[Part], taken: Censuses | Non
         said, found = number_of(config, "num_nextn_predict_layers") or 0, len({*_mtp_layers(parts)})
         if said != found:
             yield f"config.json says {said} MTP layers (num_nextn_predict_layers), and there are {found}"
-    odd = [found for found in taken.units if found.census.odd_scales] if taken is not None else []
+    odd = [found for found in censuses.units if found.census.odd_scales] if censuses is not None else []
     if odd:
         yield f"{len(odd)} units have odd scales, such as {odd[0].unit}: {_say_scales(odd[0].census)}"
 

@@ -16,9 +16,9 @@ from chimerakit.records import (
 )
 
 
-def make_parts(units: Iterable[Unit], taken: Censuses | None) -> Iterator[Part]:
+def make_parts(units: Iterable[Unit], censuses: Censuses | None) -> Iterator[Part]:
     """Every component of every layer."""
-    censuses = {found.unit: found.census for found in taken.units} if taken is not None else {}
+    census_of = {found.unit: found.census for found in censuses.units} if censuses is not None else {}
     groups: dict[tuple[Component, int], list[Unit]] = {}
     for unit in units:
         layer = -1 if unit.role.layer is None else unit.role.layer
@@ -27,7 +27,7 @@ def make_parts(units: Iterable[Unit], taken: Censuses | None) -> Iterator[Part]:
         storages = Counter[str]()
         for unit in own:
             storages[unit.storage] += unit.nbytes
-        known = [censuses[unit.name] for unit in own if unit.name in censuses]
+        known = [census_of[unit.name] for unit in own if unit.name in census_of]
         yield Part(
             component=component,
             layers=() if layer < 0 else (layer,),
@@ -38,7 +38,7 @@ def make_parts(units: Iterable[Unit], taken: Censuses | None) -> Iterator[Part]:
             nbytes=sum(storages.values()),
             parameters=sum(numel_of(unit.shape) for unit in own),
             storages=dict(storages.most_common()),
-            census=sum(known, Census()) if taken is not None else None,
+            census=sum(known, Census()) if censuses is not None else None,
         )
 
 

@@ -16,7 +16,7 @@ from chimerakit.records import (
 
 
 class Census(Struct, frozen=True, omit_defaults=True):
-    """What numbers are: those of one unit, or of many."""
+    """What the numbers of a unit are, counted. Those of several units add up to one of all."""
 
     values: int = 0
     nan: int = 0
@@ -56,7 +56,7 @@ class Census(Struct, frozen=True, omit_defaults=True):
 
 
 class UnitCensus(Struct, frozen=True):
-    """What the numbers of one unit are."""
+    """A unit with its census."""
 
     unit: str
     role: Role
@@ -64,7 +64,7 @@ class UnitCensus(Struct, frozen=True):
 
 
 class Censuses(Struct, frozen=True):
-    """What all weights are."""
+    """One for each unit of a checkpoint."""
 
     units: tuple[UnitCensus, ...]
     unread: dict[str, str]

@@ -1,4 +1,4 @@
-"""The census: one reading pass for what only numbers show."""
+"""One reading pass for what only numbers show: a census of each unit."""
 
 from collections.abc import Mapping
 
@@ -21,21 +21,21 @@ from chimerakit.scan import ScanUnit, Values, objection_to, scan, scan_units
 _SIDE = "checkpoint"
 
 
-def take_census(
+def take_censuses(
     anatomy: Anatomy, units: Mapping[str, Unit], threads: int | None, max_memory: int, listener: Listener
 ) -> Censuses:
-    """Read every unit that can be decoded, once."""
+    """A census of every unit that can be decoded; each is read once."""
     unread = {name: why for name, unit in units.items() if (why := objection_to(anatomy, unit))}
     readable = [unit for unit in scan_units({_SIDE: units}) if unit.name not in unread]
     shapes = [unit.sides[_SIDE].tensors[0].shape for unit in readable]
     most = max((cut(shape, is_blocked=len(shape) == 2).most for shape in shapes), default=0)
     threads = scan_threads_within(len(readable), most, 1, max_memory, threads or default_threads())
     sides = {_SIDE: anatomy.checkpoint}
-    found = {u.name: c for u, c in scan("counting", _census, sides, readable, threads=threads, listener=listener)}
+    found = {u.name: c for u, c in scan("counting", _take_census, sides, readable, threads=threads, listener=listener)}
     return Censuses(tuple(UnitCensus(unit.name, unit.role, found[unit.name]) for unit in readable), unread)
 
 
-def _census(unit: ScanUnit, inputs: Inputs, report: Report) -> Census:
+def _take_census(unit: ScanUnit, inputs: Inputs, report: Report) -> Census:
     """What the numbers of one unit are; reports all of its bytes."""
     from chimerakit.numerics.census import count
 

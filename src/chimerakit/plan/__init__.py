@@ -1,6 +1,10 @@
 """Recipe + Checkpoints -> Plan: every decision of a merge, made from headers alone.
 
-    select.py   which rule takes which unit, from which parents, at which shares; everything that does not fit
+    claims.py   which rule takes which unit, at which shares
+    deltas.py   rules that mix a unit only where parents lie far enough apart
+    drafts.py   one row of the child before it has a place
+    select.py   every unit of the base as a draft, and everything that does not fit
+    advice.py   what to write so that it fits
     layout.py   which bytes go where: files, offsets, headers, jobs
     files.py    config, tokenizer, template, index and the other files
 
@@ -17,9 +21,11 @@ from chimerakit.anatomy import GENERIC, Anatomy, config_meaning
 from chimerakit.dtypes import MIXABLE
 from chimerakit.errors import PlanError
 from chimerakit.numerics import VERSION as NUMERICS
+from chimerakit.plan.deltas import Distances
+from chimerakit.plan.drafts import Draft
 from chimerakit.plan.files import plan_files
 from chimerakit.plan.layout import Layout, cut_segments, place
-from chimerakit.plan.select import Distances, Draft, select
+from chimerakit.plan.select import select
 from chimerakit.recipe import recipe_to_data, say_rule, without_places
 from chimerakit.records import Amount, Checkpoint, DeltaSummary, Job, Plan, Recipe, Row, RuleSummary
 from chimerakit.stores.digest import Hasher

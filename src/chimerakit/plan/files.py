@@ -35,8 +35,7 @@ def plan_files(
 ) -> tuple[tuple[FileRow, ...], list[str]]:
     """All files but weights, card and manifest; index and config last. And what is wrong with the wish."""
     base = parents[recipe.base]
-    rows = {f.name: FileRow(f.name, f.nbytes, recipe.base, f.name) for f in base.files}
-    problems = _tokenizer(recipe, parents, rows)
+    rows, problems = choose_files(recipe, parents)
     config = rows.pop(CONFIG, None)
     ordered = [rows[name] for name in sorted(rows)]
     if len(layout.shards) > 1 or base.index is not None:
@@ -44,6 +43,15 @@ def plan_files(
     if config is not None:
         ordered.append(_config(recipe, base, storages) or config)
     return tuple(ordered), problems
+
+
+def choose_files(recipe: Recipe, parents: Mapping[str, Checkpoint]) -> tuple[dict[str, FileRow], list[str]]:
+    """By name, the base's files with the tokenizer and the template that the recipe chooses; and what is wrong with that.
+
+    Its config is among them as it is, the index is not: what they say follows from the weights.
+    """
+    rows = {f.name: FileRow(f.name, f.nbytes, recipe.base, f.name) for f in parents[recipe.base].files}
+    return rows, _tokenizer(recipe, parents, rows)
 
 
 def _edited(name: str, content: object, edit: str) -> FileRow:

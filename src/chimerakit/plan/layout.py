@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from chimerakit.dtypes import nbytes_of
 from chimerakit.formats.safetensors import header_bytes, storage_order
-from chimerakit.plan.select import Draft
+from chimerakit.plan.drafts import Draft
 from chimerakit.records import Checkpoint, Header, OutputShard, Recipe, Row, Tensor
 
 

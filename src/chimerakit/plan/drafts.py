@@ -1,0 +1,94 @@
+"""One row of the child before it has a place: made of what, and stored how."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, MIXABLE, blocks_of, nbytes_of
+from chimerakit.recipe import SUM_TOLERANCE
+from chimerakit.records import Input, Kind, Recipe, Role, Tensor, Unit
+
+_STORAGES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+
+
+class Draft(Struct, frozen=True, gc=False):
+    """A row that has no place yet."""
+
+    name: str
+    role: Role
+    rule: int | None
+    kind: Kind
+    inputs: tuple[Input, ...]
+    storage: str
+    tensors: tuple[Tensor, ...]
+    """What the child stores, the weight first: the base's own records where nothing is converted, else without a place."""
+    if_equal: Literal["copy", "convert"] | None
+
+
+def draft_unit(
+    recipe: Recipe, unit: Unit, rule: int | None, parts: Mapping[str, float], sources: Mapping[str, Unit]
+) -> Draft | str:
+    """One unit's row without a place, or why there can be none."""
+    storage = _output_storage(recipe, unit)
+    tensors = _output_tensors(unit, storage)
+    inputs = tuple(Input(name, parts[name], sources[name].storage, sources[name].tensors) for name in parts)
+    if not inputs:
+        return f"{unit.name}: all shares are 0"
+    is_stored_alike = _is_stored_alike(sources[inputs[0].parent], storage, tensors)
+    if len(inputs) == 1 and inputs[0].share == 1:
+        kind: Kind = "copy" if is_stored_alike else "convert"
+    else:
+        kind = "mix"
+    if kind != "copy":
+        for name, source in [*sources.items(), (recipe.base, unit)]:
+            if not _is_decodable(source):
+                return (
+                    f"{unit.name} in {name!r} is stored as {source.storage}; that can be copied, not mixed or converted"
+                )
+    if_equal = _if_equal(inputs, is_stored_alike) if kind == "mix" else None
+    return Draft(unit.name, unit.role, rule, kind, inputs, storage, tensors, if_equal)
+
+
+def _is_decodable(unit: Unit) -> bool:
+    """Whether numerics can read a unit; in a family without a table, scales may belong to something else than blocks."""
+    if unit.storage not in FP8_BLOCKS:
+        return unit.storage in MIXABLE
+    return len(unit.shape) == 2 and unit.tensors[1].shape == blocks_of(unit.shape)
+
+
+def _if_equal(inputs: Sequence[Input], is_stored_alike: bool) -> Literal["copy", "convert"] | None:
+    """Nothing is requantised for nothing: equal parents whose shares sum to 1 are one parent."""
+    can_be_equal = len({(i.storage, *((t.dtype, t.nbytes) for t in i.tensors)) for i in inputs}) == 1
+    if not can_be_equal or abs(sum(i.share for i in inputs) - 1) > SUM_TOLERANCE:
+        return None
+    return "copy" if is_stored_alike else "convert"
+
+
+def _output_storage(recipe: Recipe, unit: Unit) -> str:
+    """How the child stores a unit: as the base does, unless the recipe says otherwise and the family's table lets it."""
+    dtype, role = recipe.output.dtype, unit.role
+    if dtype == "keep" or not role.convertible or unit.storage not in MIXABLE:
+        return unit.storage
+    if dtype != "fp8-block":
+        return _STORAGES[dtype]
+    return FP8_BLOCK if role.fp8 and unit.storage not in FP8_BLOCKS and len(unit.shape) == 2 else unit.storage
+
+
+def _output_tensors(unit: Unit, storage: str) -> tuple[Tensor, ...]:
+    if storage == unit.storage:
+        return unit.tensors
+    if storage == FP8_BLOCK:
+        scale = f"{unit.name}_scale_inv"
+        return _unplaced(unit.name, "F8_E4M3", unit.shape), _unplaced(scale, "F32", blocks_of(unit.shape))
+    return (_unplaced(unit.name, storage, unit.shape),)
+
+
+def _unplaced(name: str, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    return Tensor(name, dtype, shape, file="", start=0, nbytes=nbytes_of(dtype, shape) or 0)
+
+
+def _is_stored_alike(source: Unit, storage: str, tensors: Sequence[Tensor]) -> bool:
+    """Whether a parent's bytes are what the child would store. Any scale is a float32 scale, not every one a power of 2."""
+    same_types = [t.dtype for t in source.tensors] == [t.dtype for t in tensors]
+    return same_types and not (storage == FP8_BLOCK_UE8M0 and source.storage == FP8_BLOCK)
