@@ -444,6 +444,7 @@ def test_a_family_is_added_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "families").mkdir()
     (tmp_path / "families" / "qwen3_moe.toml").write_text(QWEN)
     monkeypatch.setattr(anatomy, "files", lambda package: tmp_path)
+    monkeypatch.setattr(anatomy, "families", anatomy.families.__wrapped__)  # not what was read before
     found = [family_of({"model_type": kind}).name for kind in ("qwen3_moe", "qwen3_moe_too", "llama", 7)]
     assert found == ["qwen3_moe", "qwen3_moe", "generic", "generic"]
     assert family_of({}).name == "generic"

@@ -2,21 +2,19 @@
 
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from chimerakit.cli.app import app
-from chimerakit.compare import compare_checkpoints, load_map, summarize_map, thresholds
+from chimerakit.cli.compared import print_map
+from chimerakit.compare import DrawnStates, compare_checkpoints, load_map, open_states, summarize_map, thresholds
 from chimerakit.errors import ChimerakitError
 from chimerakit.formats import open_checkpoint
 from tests import synthetic
-from tests.cli.test_app import parse, run, run_on_terminal
+from tests.cli.test_app import parse, run, run_on_terminal, run_until
+from tests.compare import models
 
 NORM = "model.layers.0.input_layernorm.weight"
 
@@ -71,6 +69,58 @@ def test_a_terminal_shows_a_row_for_each_component(saved: Path) -> None:
     assert "50 % of units" in more
 
 
+def test_what_routers_choose_is_shown_with_the_states_it_is_on(
+    sides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal in a few lines, with --detail a row for each layer; in JSON all of it; saved, and shown again."""
+    path = tmp_path / "map.npz"
+    code, shown = run_on_terminal("compare", *sides, "--synthetic-states", 50, "-o", path, "-q")
+    found = load_map(path)
+    assert found == compare_checkpoints(*map(open_checkpoint, sides), states=DrawnStates(50))
+    least = min(cosine for router in found.routers for cosine in router.cosines if cosine is not None)
+    asked = [router.choices for router in found.routers if router.choices is not None]
+    share = sum(choices.shared for choices in asked) / sum(choices.tokens * choices.top_k for choices in asked)
+    assert code == 0
+    assert f"gates of 3 layers: cosines of their rows are {least:.4f} or more" in shown
+    assert f"both choose {share:.2%}, on synthetic isotropic states (50 tokens, seed 0)" in shown
+    assert "largest shift of load" not in shown
+    print_map(load_map(path), (), detail=True)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("2 ")]
+    expert = asked[1].most_shifted
+    assert row.split()[6:8] == [f"{asked[1].overlap:.2%}", f"{asked[1].same_tokens:.2%}"]
+    assert f"expert {expert}: {asked[1].loads_a[expert] / 50:.2%} to {asked[1].loads_b[expert] / 50:.2%}" in row
+    view = parse(run("compare", "--map", path))
+    assert view["states"] == {"source": "synthetic isotropic states (50 tokens, seed 0)", "is_synthetic": True}
+    assert [router["choices"]["overlap"] for router in view["routers"]] == [choices.overlap for choices in asked]
+    assert view["routers"][0]["cosines"] == list(found.routers[0].cosines)
+
+
+def test_the_layers_in_which_routers_agree_least_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The least first, so that nobody has to look for them."""
+    sides = [models.write(tmp_path / side, models.tensors_of(seed)) for seed, side in enumerate("ab")]
+    states = open_states(models.write_states(tmp_path / "states.safetensors"))
+    found = compare_checkpoints(*map(open_checkpoint, sides), states=states)
+    print_map(found, (), detail=False)
+    overlaps = {router.layer: router.choices.overlap for router in found.routers if router.choices is not None}
+    order = sorted(overlaps, key=lambda layer: overlaps[layer])
+    assert len(set(overlaps.values())) == 3
+    said = ", ".join(f"layer {layer} ({overlaps[layer]:.2%})" for layer in order)
+    shown = capsys.readouterr().out
+    assert f"they agree least in {said}\n" in shown
+    assert f"on {models.SOURCE}\n" in shown
+
+
+def test_routers_that_can_not_be_asked_are_named_and_exit_with_1(tmp_path: Path) -> None:
+    """Once for all layers with the same reason."""
+    sides = [models.write(tmp_path / "a", models.tensors_of(1))]
+    sides.append(models.write(tmp_path / "b", models.tensors_of(2), topk_method="greedy"))
+    path = models.write_states(tmp_path / "states.safetensors")
+    code, shown = run_on_terminal("compare", *sides, "--states", path, "-q")
+    assert code == 1
+    assert "not compared: choices of routers, layers 1, 2, 3: b: config.json says scoring_func 'sigmoid'" in shown
+    assert "both choose" not in shown
+
+
 def test_what_could_not_be_compared_is_named_and_exits_with_1(tmp_path: Path) -> None:
     """Missing units, other shapes and NaN, on a terminal and in JSON."""
     first, second = synthetic.tensors_of(1), synthetic.tensors_of(2)
@@ -102,6 +152,9 @@ def test_what_could_not_be_compared_is_named_and_exits_with_1(tmp_path: Path) ->
         (("--map", "{map}", "--deltas", "0.1,x"), "expected: shares from 0 to 1, as 0.1,0.5"),
         (("--map", "{map}", "--deltas", "10"), "expected: shares from 0 to 1, as 0.1,0.5"),
         (("{a}", "{a}/nothing"), "nothing"),
+        (("--map", "{map}", "--synthetic-states", "5"), "they can't be asked again without weights"),
+        (("{a}", "{b}", "--states", "{map}", "--synthetic-states", "5"), "are two kinds of states: give one"),
+        (("{a}", "{b}", "--states", "{map}"), "is no weight file that can be read"),
     ],
 )
 def test_wrong_requests_are_one_clear_error(
@@ -139,17 +192,9 @@ def test_ctrl_c_leaves_what_is_done_and_the_same_command_goes_on(tmp_path: Path)
         write_sparse(tmp_path / side, units=6)
     path = tmp_path / "map.npz"
     partial = tmp_path / "map.npz.partial"
-    command = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(path), "--threads=1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "chimerakit", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and (not partial.exists() or partial.stat().st_size == 0):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("this machine was done before the signal came")
-    assert (process.returncode, said) == (130, "stopped; run the same command again to go on\n")
+    command = ["compare", tmp_path / "a", tmp_path / "b", "-o", path, "--threads=1"]
+    stopped = run_until(lambda: partial.exists() and partial.stat().st_size > 0, *command)
+    assert stopped == (130, "stopped; run the same command again to go on\n")
     assert json.loads(partial.read_text().split("\n")[1])["job"] == 0
     assert not path.exists()
     done = run(*command)

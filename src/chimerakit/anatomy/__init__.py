@@ -7,12 +7,14 @@ file. A name that no line of the table fits is `other` and marked unknown: it is
 import re
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from itertools import product
 from typing import Any, NamedTuple
 
 from msgspec import Struct, convert
 
+from chimerakit.anatomy.routing import Routing, RoutingTable
 from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, blocks_of
 from chimerakit.errors import CheckpointError
 from chimerakit.records import Checkpoint, Component, Role, Tensor, Unit
@@ -57,6 +59,8 @@ class Family(Struct, frozen=True, forbid_unknown_fields=True):
     """What is added to a weight's name to get its scale's."""
     tensors: list[Line]
     config: dict[str, Meaning]
+    routing: RoutingTable | None = None
+    """How routers choose experts; None where that is not known."""
 
     def patterns(self) -> dict[str, tuple[Line, tuple[str, ...], str | None]]:
         """Every name with numbers as '#', its line, what the numbers are, and the projection."""
@@ -79,7 +83,8 @@ def load_family(text: str) -> Family:
     return convert(tomllib.loads(text), Family)
 
 
-def families() -> dict[str, Family]:
+@cache
+def families() -> Mapping[str, Family]:
     """Every family that has a table, by model_type."""
     tables = [
         load_family(f.read_text("utf-8"))
@@ -127,6 +132,12 @@ class Anatomy:
                 f"config.json: {key} must be a whole number", where=self.checkpoint.root, found=repr(found)
             )
         return found
+
+    def routing(self) -> Routing | str:
+        """How its routers choose experts, or why that is unknown."""
+        if self.family.routing is None:
+            return f"how routers of the family {self.family.name!r} choose is not known"
+        return self.family.routing.decide(config_meaning(self.family, self.checkpoint.config), self.num_experts)
 
     def role(self, name: str) -> Role:
         """What the tensor of this name is."""

@@ -2,19 +2,24 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from chimerakit.cli.routed import print_routers, router_gaps, router_view
 from chimerakit.cli.show import MOST_SHOWN, add_row, make_grid, print_grid, say_nbytes, terminal_width
 from chimerakit.compare import (
     FIGURES,
     DifferenceMap,
     DifferenceSummary,
+    DrawnStates,
+    RecordedStates,
     Sums,
     Threshold,
     compare_checkpoints,
+    open_states,
     save_map,
     summarize_map,
     thresholds,
@@ -32,18 +37,35 @@ _WIDTH = 90
 
 
 def compare_into(
-    output: Path | None, a: "Checkpoint", b: "Checkpoint", *, threads: int | None, max_memory: int, listener: "Listener"
+    output: Path | None,
+    a: "Checkpoint",
+    b: "Checkpoint",
+    *,
+    states: RecordedStates | DrawnStates | None,
+    threads: int | None,
+    max_memory: int,
+    listener: "Listener",
 ) -> DifferenceMap:
     """Make a map, and save it where it is asked for; after an interruption, go on."""
+    compare = partial(compare_checkpoints, states=states, threads=threads, max_memory=max_memory, listener=listener)
     if output is None:
-        return compare_checkpoints(a, b, threads=threads, max_memory=max_memory, listener=listener)
+        return compare(a, b)
     if output.exists():
         raise OutputError("is there already", where=output, do="show it: compare --map; or choose another name")
-    partial = output.with_name(output.name + PARTIAL)
-    found = compare_checkpoints(a, b, partial=partial, threads=threads, max_memory=max_memory, listener=listener)
+    done = output.with_name(output.name + PARTIAL)
+    found = compare(a, b, partial=done)
     save_map(found, output)
-    partial.unlink()
+    done.unlink()
     return found
+
+
+def states_of(file: Path | None, tokens: int | None) -> RecordedStates | DrawnStates | None:
+    """What `--states` and `--synthetic-states` ask routers on."""
+    if file is not None and tokens is not None:
+        raise RecipeError("--states and --synthetic-states are two kinds of states: give one", where="compare")
+    if tokens is not None:
+        return DrawnStates(tokens)
+    return None if file is None else open_states(file)
 
 
 def parse_shares(text: str | None) -> tuple[float, ...]:
@@ -68,6 +90,8 @@ def map_view(found: DifferenceMap, shares: Sequence[float]) -> dict[str, Any]:
         "experts": [_with_figures(s) for s in summarize_map(found, by="expert") if s.expert is not None],
         "units": [_with_figures(unit) for unit in found.units],
         "deltas": thresholds(found, shares),
+        "routers": [router_view(router) for router in found.routers],
+        "states": found.states,
         "only_in": found.only_in,
         "problems": found.problems,
     }
@@ -78,11 +102,14 @@ def _with_figures(sums: Sums) -> dict[str, Any]:
 
 
 def print_map(found: DifferenceMap, shares: Sequence[float], *, detail: bool) -> None:
-    """The map rolled up: a row for each component; with `detail` also for each layer of it."""
+    """The map rolled up: a row for each component; with `detail` also for each layer of it, and for each router."""
     _print_summaries(summarize_map(found))
     if detail:
         print()
         _print_summaries(summarize_map(found, by="layer"))
+    if found.routers:
+        print()
+        print_routers(found, detail=detail)
     if shares:
         print()
         _print_thresholds(thresholds(found, shares))
@@ -131,6 +158,7 @@ def _print_gaps(found: DifferenceMap) -> None:
     """What could not be compared, by name."""
     nonfinite = {u.unit: f"NaN or infinity in {u.nonfinite} of {u.weights} pairs" for u in found.units if u.nonfinite}
     gaps = [f"{unit}: {why}" for unit, why in (*found.problems.items(), *nonfinite.items())]
+    gaps += router_gaps(found.routers)
     gaps += [f"{unit}: only in {side}" for side, units in found.only_in.items() for unit in units]
     for gap in gaps[:MOST_SHOWN]:
         print(printable(f"not compared: {gap}"))

@@ -7,12 +7,12 @@ both store alike. A panel whose bytes are equal is decoded once. Everything else
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
 from chimerakit.anatomy import Anatomy
+from chimerakit.compare.asking import compare_routers
 from chimerakit.compare.difference import (
     FIGURES,
     DifferenceMap,
@@ -24,7 +24,9 @@ from chimerakit.compare.difference import (
     summarize_map,
     thresholds,
 )
+from chimerakit.compare.routers import Choices, RouterDifference
 from chimerakit.compare.saved import load_map, save_map
+from chimerakit.compare.states import AnyStates, DrawnStates, RecordedStates, States, open_states, panel_nbytes
 from chimerakit.errors import MapError
 from chimerakit.events import Listener, Report, Said, ignore
 from chimerakit.execute import Inputs
@@ -38,14 +40,16 @@ from chimerakit.stores.digest import digest_of, digest_range
 from chimerakit.stores.journal import Journal
 from chimerakit.stores.local import Readers
 
-if TYPE_CHECKING:
-    from chimerakit.numerics.mix import Term
-
 __all__ = [
     "FIGURES",
+    "Choices",
     "DifferenceMap",
     "DifferenceSummary",
+    "DrawnStates",
     "Identity",
+    "RecordedStates",
+    "RouterDifference",
+    "States",
     "Sums",
     "Threshold",
     "UnitDifference",
@@ -53,6 +57,7 @@ __all__ = [
     "distances",
     "load_map",
     "measure_units",
+    "open_states",
     "save_map",
     "summarize_map",
     "thresholds",
@@ -68,20 +73,25 @@ def compare_checkpoints(
     a: Checkpoint,
     b: Checkpoint,
     *,
+    states: AnyStates | None = None,
     partial: Path | None = None,
     threads: int | None = None,
     max_memory: int = MAX_MEMORY,
     listener: Listener = ignore,
 ) -> DifferenceMap:
-    """The difference map of a base and another checkpoint; every weight byte of both is read once.
+    """The difference map of a base and another checkpoint; every weight byte of both is read once, those of routers twice.
 
-    partial: a file to which results are appended as they come, and from which a second call goes on; the caller removes it
+    states: what the routers are asked on, each for the experts that it chooses; None asks nothing. partial: a file to which results are appended as they come, and from which a second call goes on; the caller removes it
     when it has the map. threads: jobs at a time, at most; as many as max_memory (bytes) allows. The map is the same for any
-    number of them. Raises PlanError (memory), CheckpointError, OutputError (the partial file).
+    number of them. Raises PlanError (memory), CheckpointError (also for states that fit no router), OutputError (the partial
+    file).
     """
     pair = _Pair(a, b)
     identities = [_identity(checkpoint, pair.units[side].values()) for side, checkpoint in pair.sides.items()]
     with nullcontext() if partial is None else closing(Journal(partial)) as journal:
+        routers = pair.compare_routers(
+            states, threads, max_memory, listener
+        )  # first: bad states are told before long work
         found = pair.compare(journal, threads, max_memory, listener)
     return DifferenceMap(
         a=identities[0],
@@ -89,6 +99,8 @@ def compare_checkpoints(
         units=tuple(found),
         only_in={"a": _only(pair.there, A), "b": _only(pair.there, B)},
         problems=pair.problems,
+        routers=tuple(routers),
+        states=None if states is None else states.said,
     )
 
 
@@ -114,11 +126,11 @@ class _Pair:
 
     def __init__(self, a: Checkpoint, b: Checkpoint, names: Collection[str] | None = None):
         self.sides = {A: a, B: b}
-        anatomies = {side: Anatomy(checkpoint) for side, checkpoint in self.sides.items()}
-        self.units = {side: anatomy.units() for side, anatomy in anatomies.items()}
+        self._anatomies = {side: Anatomy(checkpoint) for side, checkpoint in self.sides.items()}
+        self.units = {side: anatomy.units() for side, anatomy in self._anatomies.items()}
         self.there = [unit for unit in scan_units(self.units) if names is None or unit.name in names]
         both = [unit for unit in self.there if len(unit.sides) == 2]
-        objections = {u.name: _problem(anatomies, {s: self.units[s][u.name] for s in self.sides}) for u in both}
+        objections = {u.name: _problem(self._anatomies, {s: self.units[s][u.name] for s in self.sides}) for u in both}
         self.problems = {name: problem for name, problem in objections.items() if problem}
         self._todo = [unit for unit in both if unit.name not in self.problems]
 
@@ -132,6 +144,14 @@ class _Pair:
         jobs = cut_jobs(self.sides, self._todo)
         found = {unit.unit: unit for unit in _compare(jobs, journal, threads, listener)}
         return [found[unit.name] for unit in self._todo]
+
+    def compare_routers(
+        self, states: AnyStates | None, threads: int | None, max_memory: int, listener: Listener
+    ) -> list[RouterDifference]:
+        """The routers of all layers that can be compared."""
+        return compare_routers(
+            self.sides, self._anatomies, self._todo, states, threads=threads, max_memory=max_memory, listener=listener
+        )
 
 
 def _only(there: Iterable[ScanUnit], side: str) -> tuple[str, ...]:
@@ -180,9 +200,9 @@ def _compare_unit(unit: ScanUnit, inputs: Inputs, report: Report) -> UnitDiffere
         a, b = values.term(A, panel), values.term(B, panel)
         here = unlike_bytes(a, b)
         if here is not None:
-            alike, unlike = alike + _panel_nbytes(a), unlike + here
+            alike, unlike = alike + panel_nbytes(a), unlike + here
         found.add_stored(a, a if here == 0 else b, (panel.rows, panel.cols), inputs.memory("decoding", DECODING))
-        report(_panel_nbytes(a) + _panel_nbytes(b))
+        report(panel_nbytes(a) + panel_nbytes(b))
     nbytes_a, nbytes_b = (sum(t.nbytes for t in unit.sides[side].tensors) for side in (A, B))
     squared_norm_a, squared_norm_b = found.squared_norms
     return UnitDifference(
@@ -202,10 +222,6 @@ def _compare_unit(unit: ScanUnit, inputs: Inputs, report: Report) -> UnitDiffere
         alike_bytes=alike,
         unlike_bytes=unlike,
     )
-
-
-def _panel_nbytes(term: "Term") -> int:
-    return term.data.nbytes + (0 if term.scales is None else term.scales.nbytes)
 
 
 # ---------------------------------------------------------------------------------------- going on

@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar
 
 from msgspec import Struct
 
+from chimerakit.compare.routers import RouterDifference
+from chimerakit.compare.states import States
 from chimerakit.records import COMPONENTS, Component, ParentRecord, Role
 
 
@@ -120,11 +122,20 @@ class DifferenceMap(Struct, frozen=True):
     """Units that the other side lacks."""
     problems: dict[str, str]
     """Units that both have and that can't be compared, and why."""
+    routers: tuple[RouterDifference, ...] = ()
+    """By layer."""
+    states: States | None = None
+    """On which the routers were asked what they choose; None if they were not."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether every value of either side was compared."""
-        return not (self.problems or any(self.only_in.values()) or any(unit.nonfinite for unit in self.units))
+        """Whether every value of either side was compared, and every router asked where there are states."""
+        return not (
+            self.problems
+            or any(self.only_in.values())
+            or any(unit.nonfinite for unit in self.units)
+            or any(router.objection for router in self.routers)
+        )
 
 
 class DifferenceSummary(Sums, frozen=True, kw_only=True):

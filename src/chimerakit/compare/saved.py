@@ -18,7 +18,16 @@ import msgspec
 from msgspec import Struct
 
 from chimerakit._version import __version__
+from chimerakit.compare.arrays import DamageError, DType, decode_array, encode_array
 from chimerakit.compare.difference import DifferenceMap, Identity, Sums, UnitDifference
+from chimerakit.compare.saved_routers import (
+    ROUTER_MEANINGS,
+    DescribedRouter,
+    decode_routers,
+    describe_routers,
+    encode_routers,
+)
+from chimerakit.compare.states import States
 from chimerakit.errors import MapError
 from chimerakit.records import Role
 from chimerakit.stores.local import read_file
@@ -27,7 +36,8 @@ from chimerakit.stores.part import write_file
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-FORMAT = 1
+FORMAT = 2
+"""The first had no routers."""
 DESCRIPTION = "description.json"
 MEANINGS = {
     "weights": "pairs of values of a (the base) and b; values are code x scale in float32",
@@ -44,6 +54,8 @@ MEANINGS = {
     "unlike_bytes": "of these, bytes that differ",
 }
 """What each array holds, unit by unit in the order of `units`."""
+_FIELDS = {1: {*MEANINGS}, FORMAT: {*MEANINGS, *ROUTER_MEANINGS}}
+"""The arrays of each format that can be read."""
 
 _MAX_NBYTES = 256 << 20
 """A model of a million units comes near."""
@@ -82,6 +94,8 @@ class _Description(Struct, frozen=True):
     only_in: dict[Literal["a", "b"], tuple[str, ...]]
     problems: dict[str, str]
     units: tuple[_Described, ...]
+    routers: tuple[DescribedRouter, ...] = ()
+    states: States | None = None
 
 
 # ------------------------------------------------------------------------------------------- writing
@@ -98,35 +112,29 @@ def encode_map(found: DifferenceMap) -> bytes:
         what="difference map of two checkpoints, by chimerakit compare",
         format=FORMAT,
         chimerakit=__version__,
-        fields=MEANINGS,
+        fields=MEANINGS | ROUTER_MEANINGS,
         a=found.a,
         b=found.b,
         only_in=found.only_in,
         problems=found.problems,
         units=tuple(_Described(unit.unit, unit.role, unit.storages) for unit in found.units),
+        routers=describe_routers(found.routers),
+        states=found.states,
     )
+    arrays = {field: _encode_column(field, found.units) for field in MEANINGS} | encode_routers(found.routers)
     memory = io.BytesIO()
     with zipfile.ZipFile(memory, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo(DESCRIPTION, _YEAR), msgspec.json.encode(description))
-        for field in MEANINGS:
-            archive.writestr(zipfile.ZipInfo(f"{field}.npy", _YEAR), _encode_column(field, found.units))
+        for field, data in arrays.items():
+            archive.writestr(zipfile.ZipInfo(f"{field}.npy", _YEAR), data)
     return memory.getvalue()
 
 
 def _encode_column(field: str, units: tuple[UnitDifference, ...]) -> bytes:
-    import numpy as np
-
-    values = np.array([getattr(unit, field) for unit in units], _dtype(field))
-    return _column_header(field, len(units)) + values.tobytes()
+    return encode_array([getattr(unit, field) for unit in units], _dtype(field), (len(units),))
 
 
-def _column_header(field: str, count: int) -> bytes:
-    """The .npy header of so many numbers, 128 bytes; written here, so that no version of numpy writes another."""
-    text = f"{{'descr': '{_dtype(field)}', 'fortran_order': False, 'shape': ({count},), }}"
-    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
-
-
-def _dtype(field: str) -> str:
+def _dtype(field: str) -> DType:
     return "<i8" if Sums.__annotations__[field] is int else "<f8"
 
 
@@ -140,14 +148,21 @@ def load_map(path: Path | str) -> DifferenceMap:
     try:
         members = _members(data)
         description = _describe(members.pop(DESCRIPTION))
-        count = len(description.units)
-        columns = {field: _decode_column(field, members[f"{field}.npy"], count) for field in MEANINGS}
+        arrays = {name.removesuffix(".npy"): content for name, content in members.items()}
+        if set(arrays) != _FIELDS[description.format]:
+            raise DamageError("its members are others")
+        columns = {field: _decode_column(field, arrays[field], len(description.units)) for field in MEANINGS}
+        routers = decode_routers(description.routers, arrays) if description.format > 1 else ()
+        if description.states is None and any(router.choices or router.objection for router in routers):
+            raise DamageError("it does not say on what states its routers were asked")
         return DifferenceMap(
             a=description.a,
             b=description.b,
             units=_units(description, columns),
             only_in=description.only_in,
             problems=description.problems,
+            routers=routers,
+            states=description.states,
         )
     except _DAMAGES as e:
         raise MapError(
@@ -157,13 +172,9 @@ def load_map(path: Path | str) -> DifferenceMap:
         ) from e
 
 
-class _DamageError(Exception):
-    """What is wrong with a file, in words."""
-
-
 # Whatever zipfile raises for a directory that says odd things, besides what is looked for here.
 _DAMAGES = (
-    _DamageError,
+    DamageError,
     zipfile.BadZipFile,
     struct.error,
     EOFError,
@@ -180,27 +191,28 @@ def _members(data: bytes) -> dict[str, bytes]:
     """The members of a zip file, nothing of which is packed."""
     start = len(data) - _END.size
     if start < 0 or data[start : start + 4] != b"PK\5\6":
-        raise _DamageError("it does not end as one")
+        raise DamageError("it does not end as one")
     if _END.unpack_from(data, start)[5] > _MAX_DIRECTORY or data[max(0, start - _LOCATOR) :].startswith(b"PK\6\7"):
-        raise _DamageError("its directory is too large")
+        raise DamageError("its directory is too large")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
-        if sorted(entry.filename for entry in entries) != sorted([DESCRIPTION, *(f"{name}.npy" for name in MEANINGS)]):
-            raise _DamageError("its members are others")
+        names = sorted(entry.filename for entry in entries)
+        if names not in [sorted([DESCRIPTION, *(f"{name}.npy" for name in fields)]) for fields in _FIELDS.values()]:
+            raise DamageError("its members are others")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise _DamageError("a member is compressed")
+            raise DamageError("a member is compressed")
         if sum(entry.file_size for entry in entries) > len(data):
-            raise _DamageError("its members are larger than the file")
+            raise DamageError("its members are larger than the file")
         return {entry.filename: archive.read(entry) for entry in entries}
 
 
 def _describe(text: bytes) -> _Description:
     version = msgspec.json.decode(text.decode("utf-8"), type=_Version)
-    if version.format != FORMAT:
-        raise _DamageError(f"it is of format {version.format}, by chimerakit {version.chimerakit}")
+    if version.format not in _FIELDS:
+        raise DamageError(f"it is of format {version.format}, by chimerakit {version.chimerakit}")
     found = msgspec.json.decode(text, type=_Description)
     if len({unit.unit for unit in found.units}) != len(found.units):
-        raise _DamageError("a unit is in it twice")
+        raise DamageError("a unit is in it twice")
     return found
 
 
@@ -208,19 +220,16 @@ def _decode_column(field: str, data: bytes, count: int) -> "npt.NDArray[Any]":
     """One number for each unit, as it can be among sums."""
     import numpy as np
 
-    header = _column_header(field, count)
-    if not data.startswith(header) or len(data) != len(header) + 8 * count:
-        raise _DamageError(f"{field} is not {count} numbers")
-    values = np.frombuffer(data, _dtype(field), offset=len(header))
+    values = decode_array(field, data, _dtype(field), (count,))
     if not np.isfinite(values).all() or (field != "inner_product" and (values < 0).any()):
-        raise _DamageError(f"{field} holds what is no sum")
+        raise DamageError(f"{field} holds what is no sum")
     return values
 
 
 def _units(description: _Description, columns: "dict[str, npt.NDArray[Any]]") -> tuple[UnitDifference, ...]:
     pairs = columns["weights"] - columns["nonfinite"]
     if (columns["unlike_values"] > pairs).any() or (columns["unlike_bytes"] > columns["alike_bytes"]).any():
-        raise _DamageError("more is counted than there is")
+        raise DamageError("more is counted than there is")
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return tuple(
         UnitDifference(unit=said.unit, role=said.role, storages=said.storages, **dict(zip(columns, row, strict=True)))

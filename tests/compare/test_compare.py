@@ -29,6 +29,7 @@ from chimerakit.compare import (
     thresholds,
 )
 from chimerakit.compare.saved import MEANINGS, encode_map
+from chimerakit.compare.saved_routers import ROUTER_MEANINGS
 from chimerakit.errors import CheckpointError, ChimerakitError, MapError, OutputError, PlanError
 from chimerakit.events import Advanced, Event, Started
 from chimerakit.formats import open_checkpoint
@@ -139,7 +140,7 @@ def test_changed_bytes_are_counted_where_both_store_alike(stored_otherwise: Comp
 
 
 def test_every_weight_byte_is_read_once(pair: tuple[Checkpoint, Checkpoint], monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for the few that say whose map it is; and what is reported as done adds up to all of them."""
+    """But for the few that say whose map it is, and routers; and what is reported as done adds up to all of them."""
     read: list[int] = []
     done: list[int] = []
     real = Reader.read_into
@@ -150,6 +151,7 @@ def test_every_weight_byte_is_read_once(pair: tuple[Checkpoint, Checkpoint], mon
 
     monkeypatch.setattr(Reader, "read_into", count)
     monkeypatch.setattr(compare, "_fingerprint", lambda *_: {})
+    monkeypatch.setattr(compare, "compare_routers", lambda *_, **__: [])
     compare_checkpoints(*pair, listener=lambda e: done.append(e.amount) if isinstance(e, Advanced) else None)
     expected = sum(t.nbytes for side in pair for t in side.tensors.values())
     assert (sum(read), sum(done)) == (expected, expected)
@@ -412,12 +414,12 @@ def leave_after(nbytes: int) -> Callable[[Event], None]:
 
 
 def started(pair: tuple[Checkpoint, Checkpoint], partial: Path) -> tuple[DifferenceMap, int]:
-    """A comparison that goes on, and how many bytes it had left to read."""
-    total: list[int] = []
+    """A comparison that goes on, and how many bytes it had left to read, but for routers."""
+    total: dict[str, int] = {}
     found = compare_checkpoints(
-        *pair, partial=partial, listener=lambda e: total.append(e.total) if isinstance(e, Started) else None
+        *pair, partial=partial, listener=lambda e: total.update({e.work: e.total}) if isinstance(e, Started) else None
     )
-    return found, total[0]
+    return found, total["comparing"]
 
 
 @pytest.fixture
@@ -499,11 +501,11 @@ def test_numpy_reads_a_map(tmp_path: Path, found: DifferenceMap) -> None:
     with np.load(tmp_path / "map.npz", allow_pickle=False) as m:
         description = json.loads(m["description.json"])
         rms = np.sqrt(m["squared_difference"] / (m["weights"] - m["nonfinite"]))
-        assert set(m.files) == {"description.json", *MEANINGS}
+        assert set(m.files) == {"description.json", *MEANINGS, *ROUTER_MEANINGS}
     assert [unit["unit"] for unit in description["units"]] == [unit.unit for unit in found.units]
     assert rms.tolist() == [unit.rms for unit in found.units]
-    assert description["fields"] == MEANINGS
-    assert description["format"] == 1
+    assert description["fields"] == MEANINGS | ROUTER_MEANINGS
+    assert description["format"] == 2
 
 
 def test_a_map_tells_no_time(saved: Path) -> None:
