@@ -1,5 +1,6 @@
 """Scanning: units of several checkpoints in one pass, cut into jobs."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from itertools import combinations
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from chimerakit import scan
 from chimerakit.anatomy import Anatomy
 from chimerakit.events import ignore
 from chimerakit.execute import Inputs
 from chimerakit.formats import open_checkpoint
+from chimerakit.stores.local import Reader
 from tests import synthetic
 
 
@@ -94,3 +97,37 @@ def test_a_report_that_raises_stops_comparing(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InterruptedError):
         reported(tmp_path, stop)
     assert seen == [1009]
+
+
+def test_holes_on_all_sides_are_equal_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a rehearsal with sparse files of any size reads next to nothing; a hole beside data is read."""
+    hole, data = 8 << 20, b"\x01" * 4096
+
+    def sparse(side: str, *, is_filled: bool) -> Path:
+        header = json.dumps({"w": {"dtype": "U8", "shape": [hole], "data_offsets": [0, hole]}}).encode().ljust(4088)
+        (tmp_path / side).mkdir()
+        with (tmp_path / side / "model.safetensors").open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(4096 + hole)
+            if is_filled:
+                file.seek(4096 + hole - len(data))
+                file.write(data)
+        (tmp_path / side / "config.json").write_text("{}")
+        return tmp_path / side
+
+    sides = {side: open_checkpoint(sparse(side, is_filled=side == "c")) for side in "abc"}
+    units = scan.scan_units({n: Anatomy(c).units() for n, c in sides.items()})
+    read: list[int] = []
+    real = Reader.read_into
+
+    def read_into(reader: Reader, buffer: memoryview, start: int) -> None:
+        read.append(len(buffer))
+        real(reader, buffer, start)
+
+    monkeypatch.setattr(Reader, "read_into", read_into)
+    for kept, expected in ((("a", "b"), {("a", "b")}), (("a", "b", "c"), {("a", "b")})):
+        chosen = [replace(unit, sides={side: unit.sides[side] for side in kept}) for unit in units]
+        read.clear()
+        ((_, pairs),) = scan.scan("x", scan.equal_pairs, sides, chosen, threads=1, listener=ignore)
+        assert pairs == expected
+        assert (sum(read) == 0) == ("c" not in kept)

@@ -16,7 +16,7 @@ from chimerakit.events import Listener, Report, one_at_a_time
 from chimerakit.execute import Inputs, Source
 from chimerakit.plan import SEGMENT_NBYTES
 from chimerakit.plan.panels import Panel, cut
-from chimerakit.records import Checkpoint, Input, Role, Unit
+from chimerakit.records import Checkpoint, Input, Role, Tensor, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.runners.watched import run_watched
 from chimerakit.stores.local import CHUNK
@@ -169,6 +169,11 @@ class Values:
         self._report = report
         self._sources: dict[str, Source] = {}
 
+    @property
+    def are_fp8(self) -> bool:
+        """Whether every side stores FP8 blocks."""
+        return all(storage in FP8_BLOCKS for storage in self.storages.values())
+
     def panels(self) -> Iterator[Panel]:
         """All panels of the unit. Nothing is reported as done here; reporting that lets the job be stopped."""
         for panel in self._whole.panels():
@@ -193,7 +198,7 @@ class Values:
         """A side's values in a panel: code x scale."""
         from chimerakit.numerics import mix
 
-        return mix.mix([self.term(side, panel)], (panel.rows, panel.cols))
+        return mix.decode(self.term(side, panel))
 
 
 # ---------------------------------------------------------------------------------------- equal bytes
@@ -221,6 +226,10 @@ def equal_pairs(unit: ScanUnit, inputs: Inputs, report: Report) -> set[Pair]:
     return found
 
 
+def _is_hole(side: str, tensor: Tensor, inputs: Inputs) -> bool:
+    return inputs.reader(side, tensor.file).is_hole(tensor.start, tensor.nbytes)
+
+
 def _equal_among(sides: Mapping[str, Input], inputs: Inputs, report: Report) -> set[Pair]:
     """The pairs with the same bytes among sides whose tensors have the same dtypes and shapes; reports what it reads."""
     pairs = set(combinations(sides, 2))
@@ -229,6 +238,8 @@ def _equal_among(sides: Mapping[str, Input], inputs: Inputs, report: Report) -> 
     size = _FIRST_LOOK  # sides that differ do so early, as a rule
     for number, tensor in enumerate(tensors):
         done = 0
+        if pairs and all(_is_hole(name, side.tensors[number], inputs) for name, side in sides.items()):
+            continue
         while done < tensor.nbytes and pairs:
             nbytes = min(size, CHUNK, tensor.nbytes - done)
             for name in {name for pair in pairs for name in pair}:

@@ -26,6 +26,8 @@ from tests import synthetic
 from tests.effort import examples
 from tests.merging import MIX, R1T, contents, merge, plan_of, stored
 
+pytestmark = pytest.mark.usefixtures("impatient")
+
 Family = dict[str, Path]
 STORAGES = ("fp8", "e8m0", "bf16")
 COMPONENTS = ("embedding", "head", "norm", "attention", "dense_mlp", "router", "routed_experts", "shared_experts")
@@ -112,7 +114,7 @@ def test_the_recipe_of_a_random_child_is_found(family: Family, count: int, seed:
 
 
 @pytest.mark.parametrize("share", [0.6, 1])
-@pytest.mark.parametrize("part", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("part", [0.5, 0.2, 0.8][: examples(quick=1, ci=3, prove=3)])
 def test_a_delta_is_found(family: Family, share: float, part: float, tmp_path: Path) -> None:
     """Units that were mixed because their parents differ by more than a delta are one rule, with such a delta."""
     parents = {name: open_checkpoint(family[name]) for name in ("v3", "r1")}

@@ -2,6 +2,8 @@
 
 passes.py     the passes over weights: looking at units, making them again, measuring
 evidence.py   one unit: whose bytes it has, or which shares give them
+encoders.py   whose arithmetic it is
+sample.py     a few rows of some units, in place of all
 rules.py      evidence -> actions -> a recipe
 fold.py       the fewest rules that do to every unit what fits it
 settings.py   how the child is stored and laid out, and whose its other files are
@@ -17,16 +19,19 @@ from msgspec import Struct
 from chimerakit.anatomy import Anatomy
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener, ignore
+from chimerakit.explain.encoders import decide
 from chimerakit.explain.evidence import Evidence
 from chimerakit.explain.passes import Passes
 from chimerakit.explain.rules import Model, find_recipe
+from chimerakit.explain.sample import Sampled
 from chimerakit.explain.settings import differences, find_plan
 from chimerakit.formats import open_checkpoint
+from chimerakit.numerics.cells import Interval
+from chimerakit.plan.deltas import units_in_question
 from chimerakit.plan.memory import MAX_MEMORY
-from chimerakit.plan.select import units_in_question
 from chimerakit.records import Checkpoint, Plan, Recipe, Role, Row
 
-Verdict = Literal["equal", "mixed", "unexplained"]
+Verdict = Literal["equal", "mixed", "estimated", "unexplained"]
 
 
 class Explained(Struct, frozen=True):
@@ -36,14 +41,35 @@ class Explained(Struct, frozen=True):
     role: Role
     nbytes: int
     verdict: Verdict
-    """equal: its bytes are a parent's, or a parent's values stored otherwise."""
+    """equal: its bytes are a parent's, or a parent's values stored otherwise. mixed: the shares give its bytes. estimated:
+    another encoder made it of about these shares."""
     shares: dict[str, float]
-    """equal: 1 for each parent that it is equal to. mixed: the recipe's shares, which give its bytes; without a recipe, the
-    shortest decimals that do."""
+    """equal: 1 for each parent that it is equal to. Otherwise the recipe's shares; without a recipe, the shortest decimals
+    that do."""
+    ranges: dict[str, Interval] = {}
+    """mixed and estimated: how far each share may go by the numbers that were looked at."""
+    encoder: str = ""
+    """estimated: how it seems to round."""
     rule: int | None = None
     """The recipe's rule that takes it, counted from 0; None if the base does."""
     why: str = ""
-    """unexplained: what is the matter, and how far the nearest mix is."""
+    """estimated and unexplained: what is the matter, and how far the nearest mix is."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether its bytes can be made again."""
+        return self.verdict in ("equal", "mixed")
+
+
+class Estimate(Struct, frozen=True):
+    """What units that another encoder made of the same shares have in common."""
+
+    rule: int | None
+    encoder: str
+    units: int
+    shares: dict[str, float]
+    ranges: dict[str, Interval]
+    """How far each share may go, by the numbers of all of them; empty intervals if they don't agree."""
 
 
 class Explanation(Struct, frozen=True):
@@ -62,11 +88,25 @@ class Explanation(Struct, frozen=True):
     """What no byte of the child shows."""
     differences: dict[str, tuple[str, ...]]
     """In what else than weights the child differs from each parent."""
+    sample: Sampled | None = None
+    """What was looked at, if not everything; `units` are those."""
 
     @property
     def is_explained(self) -> bool:
-        """Whether the recipe gives every unit of the child, and no other."""
-        return self.recipe is not None and all(u.verdict != "unexplained" for u in self.units) and not self._lacks
+        """Whether the recipe gives every unit of the child that was looked at, and no other."""
+        return self.recipe is not None and all(u.is_given for u in self.units) and not self._lacks
+
+    def estimates(self) -> list[Estimate]:
+        """The estimated units, those of the same rule, shares and encoder together."""
+        groups: dict[tuple[int, str, tuple[tuple[str, float], ...]], list[Explained]] = {}
+        for unit in self.units:
+            if unit.verdict == "estimated":
+                rule = -1 if unit.rule is None else unit.rule
+                groups.setdefault((rule, unit.encoder, tuple(unit.shares.items())), []).append(unit)
+        return [
+            Estimate(None if rule < 0 else rule, encoder, len(units), dict(shares), _common_ranges(units))
+            for (rule, encoder, shares), units in sorted(groups.items())
+        ]
 
     @property
     def _lacks(self) -> bool:
@@ -79,19 +119,24 @@ def explain_child(
     *,
     threads: int | None = None,
     max_memory: int = MAX_MEMORY,
+    sample: float | None = None,
+    seed: int = 0,
     listener: Listener = ignore,
 ) -> Explanation:
     """Find the recipe that makes a child of these parents, from their weights alone.
 
     The recipe gives every byte of the units that are explained: each was made again. threads: jobs at a time, at most;
-    as many as max_memory (bytes) allows. Raises PlanError for parents of another architecture, one given twice, one
-    named "child", or if one job needs more memory.
+    as many as max_memory (bytes) allows. sample: the share (0 to 1) of all bytes to look at, drawn with the seed: then
+    nothing is proven of the rest, and no rule has a delta. Raises PlanError for parents of another architecture, one given
+    twice, one named "child", or if one job needs more memory.
     """
-    passes = Passes(open_checkpoint(child), parents, threads, max_memory, listener)
-    evidence = passes.look()
+    drawn = None if sample is None else (sample, seed)
+    passes = Passes(open_checkpoint(child), parents, threads, max_memory, listener, drawn)
+    evidence = decide(passes.look())
     unlike = {name: tuple(differences(passes.child, parent)) for name, parent in parents.items()}
     model = Model(tuple(parents), passes.num_layers)
-    found = (find_recipe(evidence, model, base, passes.resolve, passes.measure) for base in parents)
+    measure = passes.measure if sample is None else None
+    found = (find_recipe(evidence, model, base, passes.resolve, measure) for base in parents)
     plan, notes = _best_plan([recipe for recipe in found if recipe is not None], passes, parents, unlike)
     rows = {} if plan is None else {row.unit: row for row in plan.rows}
     broken = passes.check(rows, evidence)
@@ -103,6 +148,7 @@ def explain_child(
         unlike=tuple(notes),
         undetermined=tuple(_undetermined(evidence)),
         differences=unlike,
+        sample=passes.sampled(),
     )
 
 
@@ -131,15 +177,27 @@ def _best_plan(
 
 def _explained(found: Evidence, row: Row | None, broken: str) -> Explained:
     """The evidence in the recipe's words: of several ways to give a unit's bytes, the one that its rule takes."""
-    verdict: Verdict = "unexplained"
-    shares: dict[str, float] = {}
-    if (found.equal or found.mixture is not None) and not broken:
-        shares = dict.fromkeys(found.equal, 1.0) if found.mixture is None else found.mixture.shares
-        if row is not None and row.kind == "mix" and not {part.parent for part in row.inputs} <= set(found.equal):
-            shares = {part.parent: part.share for part in row.inputs}
-        verdict = "equal" if set(shares) <= set(found.equal) or list(shares.values()) == [1.0] else "mixed"
     rule = None if row is None else row.rule
-    return Explained(found.unit, found.role, found.nbytes, verdict, shares, rule, found.why or broken)
+    if broken or not (found.equal or found.mixture):
+        return Explained(found.unit, found.role, found.nbytes, "unexplained", {}, rule=rule, why=broken or found.why)
+    ranges, encoder = dict[str, Interval](), ""
+    shares = dict.fromkeys(found.equal, 1.0)
+    if found.mixture is not None:
+        shares, ranges, encoder = found.mixture.shares, found.mixture.ranges, found.mixture.encoder
+    if row is not None and row.kind == "mix" and not {part.parent for part in row.inputs} <= set(found.equal):
+        shares = {part.parent: part.share for part in row.inputs}
+    is_equal = set(shares) <= set(found.equal) or list(shares.values()) == [1.0]
+    verdict: Verdict = "estimated" if encoder else "equal" if is_equal else "mixed"
+    return Explained(found.unit, found.role, found.nbytes, verdict, shares, ranges, encoder, rule, found.why)
+
+
+def _common_ranges(units: Sequence[Explained]) -> dict[str, Interval]:
+    there = {parent: [unit.ranges[parent] for unit in units if parent in unit.ranges] for parent in units[0].shares}
+    return {
+        parent: Interval(max(room.low for room in ranges), min(room.high for room in ranges))
+        for parent, ranges in there.items()
+        if ranges
+    }
 
 
 def _undetermined(evidence: Sequence[Evidence]) -> Iterator[str]:

@@ -5,7 +5,7 @@ the whole unit by making it again. Numbers that come out otherwise narrow what i
 byte, or none is left.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations, permutations
 from typing import TYPE_CHECKING
@@ -13,10 +13,21 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from chimerakit.dtypes import numel_of
+from chimerakit.dtypes import FP8_BLOCKS, MIXABLE, numel_of
 from chimerakit.events import Report
 from chimerakit.execute import Inputs, make_units
-from chimerakit.numerics.cells import Bound
+from chimerakit.numerics.cells import (
+    OTHERS,
+    OWN,
+    Bound,
+    Clues,
+    Interval,
+    Rounding,
+    apart,
+    first_of_blocks,
+    unlike_places,
+)
+from chimerakit.numerics.mix import decode
 from chimerakit.plan.panels import Panel
 from chimerakit.plan.ranges import Run
 from chimerakit.records import Input, Role, Row, Tensor
@@ -25,26 +36,38 @@ from chimerakit.stores.local import CHUNK, Buffer, Reader
 from chimerakit.stores.system import same_bytes
 
 if TYPE_CHECKING:
-    from chimerakit.numerics.cells import F64, Clues, Ints
+    from chimerakit.numerics.cells import F64, Ints
 
 CHILD = "child"
-_LOOKED_AT = 1 << 14
+_LOOKED_AT = 1 << 12
 """Numbers of a unit that candidates are found with. The interval that they leave is about as narrow as they are many."""
+_ESTIMATED_FROM = 1 << 14
+"""Numbers of each corner of a unit that another encoder's shares are estimated from."""
 _ADDED = 1 << 12
 """Numbers that a failed candidate adds at most."""
 _TRIED = 12
 """Candidates that are tried on the whole unit."""
+_SPARED = 8
+"""How many fewer, once one has come as near as float32 can tell."""
+_CORNERS = 16
+"""Panels, spread over a unit, that the shares of another encoder are estimated from."""
+_FEW_OF = 20
+"""Of so many blocks one may have been changed by hand; encoders that round otherwise do so all over."""
 
 
 class Mixture(Struct, frozen=True):
-    """Shares that give all of a unit's bytes."""
+    """Shares that give all of a unit's bytes; or, for another encoder, such as its numbers allow."""
 
     shares: dict[str, float]
     """The shortest decimals that do; parents with a share of 0 left out."""
+    ranges: dict[str, Interval]
+    """How far each of them may go, with all numbers that were looked at still given."""
     bounds: tuple[Bound, ...]
     """What the numbers looked at allow besides: shares of all readable parents, in their order."""
     width: float
     """How much room that leaves, in units of a share."""
+    encoder: str = ""
+    """By whose rounding the shares are only estimated; empty if chimerakit's gives the bytes."""
 
 
 class Evidence(Struct, frozen=True):
@@ -61,15 +84,21 @@ class Evidence(Struct, frozen=True):
     """Parents whose values can be had, as the child's can."""
     mixture: Mixture | None = None
     """With one parent: its values, stored otherwise."""
+    others: tuple[Mixture, ...] = ()
+    """What other encoders may have done, the tightest first; where chimerakit gives the bytes, too, if that may be chance."""
+    is_touched: bool = False
+    """Whether so few numbers are otherwise than in the nearest mix that somebody may have changed just these."""
     why: str = ""
-    """What is the matter, if nothing explains the unit."""
+    """What is the matter, if nothing gives the unit's bytes."""
 
 
 def look_at(unit: ScanUnit, problems: Mapping[str, str], inputs: Inputs, report: Report) -> Evidence:
     """The question of a scan. problems: of each side, why its values can't be had, if so."""
     same = equal_pairs(unit, inputs, report)
     parents = [side for side in unit.sides if side != CHILD]
-    readable = [] if problems[CHILD] else [parent for parent in parents if not problems[parent]]
+    readable = [parent for parent in parents if not problems[parent]]
+    if problems[CHILD] and not _holds_codes(unit, readable):
+        readable = []
     found = Evidence(
         unit=unit.name,
         role=unit.role,
@@ -83,10 +112,15 @@ def look_at(unit: ScanUnit, problems: Mapping[str, str], inputs: Inputs, report:
     objections = "; ".join(f"{side}: {problems[side]}" for side in unit.sides if problems[side])
     if not readable:
         return replace(found, why=objections or "no parent has it")
-    mixture = _Unmixing(unit, readable, inputs, report).solve()
-    if isinstance(mixture, Mixture):
-        return replace(found, mixture=mixture)
-    return replace(found, why="; ".join(filter(None, (mixture, objections))))
+    found = _Unmixing(unit, readable, inputs, report).solve(found)
+    return replace(found, why="; ".join(filter(None, (found.why, objections)))) if found.why else found
+
+
+def _holds_codes(unit: ScanUnit, parents: Sequence[str]) -> bool:
+    """Whether a child has FP8 codes and their scales as weights of another type: what mergekit makes of them."""
+    child = unit.sides[CHILD]
+    are_codes = child.storage not in MIXABLE and len(child.tensors) == 2 and child.tensors[0].dtype in MIXABLE
+    return are_codes and all(unit.sides[parent].storage in FP8_BLOCKS for parent in parents)
 
 
 def made_of_shares(unit: ScanUnit, shares: Mapping[str, float]) -> Row:
@@ -129,8 +163,6 @@ class _Unlike:
 
     def write(self, tensor: Tensor, start: int, data: Buffer) -> None:
         """Compare bytes of a tensor, from `start` on within it."""
-        from chimerakit.numerics.cells import first_of_blocks, unlike_places
-
         self._report(0)
         made, mine = memoryview(data).cast("B"), self._tensors[tensor.name]
         found = self._inputs.memory("the child's", len(made))[: len(made)].data
@@ -165,6 +197,11 @@ class _Unmixing:
     """The search for the shares of one unit."""
 
     def __init__(self, unit: ScanUnit, parents: list[str], inputs: Inputs, report: Report):
+        self._holds_codes = _holds_codes(unit, parents)
+        if self._holds_codes:
+            weight = unit.sides[CHILD].tensors[0]
+            codes = replace(unit.sides[CHILD], storage=weight.dtype, tensors=(weight,))
+            unit = replace(unit, sides=unit.sides | {CHILD: codes})
         self._unit = unit
         self._parents = parents
         self._inputs = inputs
@@ -172,33 +209,80 @@ class _Unmixing:
         self._values = Values(unit, [CHILD, *parents], inputs, report)
         self._panels = list(self._values.panels())
 
-    def solve(self) -> Mixture | str:
-        """The shares, or how far the nearest are from giving the unit."""
-        import numpy as np
-
-        from chimerakit.numerics.cells import Clues
-
-        clues = Clues(len(self._parents))
-        first = self._panels[0]
-        rows = min(first.rows, max(1, _LOOKED_AT // first.cols))  # whole rows lie together
-        corner = first._replace(rows=rows, cols=first.cols if first.rows > 1 else min(first.cols, _LOOKED_AT))
-        self._learn(clues, corner, np.arange(corner.rows * corner.cols))
+    def solve(self, found: Evidence) -> Evidence:
+        """The evidence, with the shares if there are any, and what speaks against their giving all bytes."""
+        if self._holds_codes:
+            why = f"FP8 codes and their scales are stored as {self._unit.sides[CHILD].storage}"
+            return replace(found, others=tuple(self._others()), why=why)
+        clues = self._clues(OWN, self._panels[:1], _LOOKED_AT)
         tried: list[list[tuple[str, float]]] = []
-        while len(tried) < _TRIED:
+        almost: tuple[Mixture, ...] = ()
+        while len(tried) < _TRIED - bool(almost) * _SPARED:
             shares = next((s for s in self._candidates(clues) if list(s.items()) not in tried), None)
             if shares is None:
                 break
             tried.append(list(shares.items()))
             if not self._contradict(clues, shares):
-                bounds, width = clues.outline(np.array([shares.get(parent, 0.0) for parent in self._parents]))
-                return Mixture(shares, tuple(bounds), width)
-        return self._nearest(clues)
+                is_small = sum(panel.rows * panel.cols for panel in self._panels) <= _ESTIMATED_FROM
+                others = tuple(self._others()) if is_small else almost
+                return replace(found, mixture=self._mixture(clues, shares), others=others)
+            if not almost and not clues.unmet(self._at(shares)):
+                almost = (replace(self._mixture(clues, shares), encoder=OTHERS[0].name),)
+        unlike, why = self._nearest(clues)
+        scales = sum(numel_of(tensor.shape) for tensor in self._unit.sides[CHILD].tensors[1:])
+        return replace(found, others=tuple(self._others()), is_touched=unlike <= 1 + scales // _FEW_OF, why=why)
 
-    def _learn(self, clues: "Clues", panel: Panel, where: "Ints") -> None:
-        values = self._values
-        clues.add(values.term(CHILD, panel), [values.of(parent, panel) for parent in self._parents], where)
+    def _others(self) -> Iterator[Mixture]:
+        """Shares that other encoders may have used."""
+        for rounding in OTHERS:
+            if self._may_be_apart() if rounding.is_apart else not self._holds_codes:
+                corners = self._panels[:: -(-len(self._panels) // _CORNERS)]
+                clues = self._clues(rounding, corners, _ESTIMATED_FROM)
+                shares = next(self._candidates(clues), None)
+                if shares is not None:
+                    yield self._mixture(clues, shares)
 
-    def _contradict(self, clues: "Clues", shares: Mapping[str, float]) -> bool:
+    def _may_be_apart(self) -> bool:
+        """Whether there are codes and scales that could be averaged apart; where scales agree, that is no other thing."""
+        if not (self._holds_codes or self._values.are_fp8):
+            return False
+        scales = [(parent, self._unit.sides[parent].tensors[1]) for parent in self._parents]
+        return len({bytes(self._inputs.reader(p, s.file).read(s.start, s.nbytes)) for p, s in scales}) > 1
+
+    def _mixture(self, clues: Clues, shares: Mapping[str, float]) -> Mixture:
+        at = self._at(shares)
+        bounds, width = clues.outline(at)
+        ranges = {
+            parent: room for parent, room in zip(self._parents, clues.ranges(at), strict=True) if parent in shares
+        }
+        return Mixture(dict(shares), ranges, tuple(bounds), width, clues.rounding.name)
+
+    def _clues(self, rounding: Rounding, panels: Sequence[Panel], numbers: int) -> Clues:
+        """What the first numbers of some panels say."""
+        import numpy as np
+
+        clues = Clues(len(self._parents), rounding)
+        for panel in panels:
+            rows = min(panel.rows, max(1, numbers // panel.cols))  # whole rows lie together
+            corner = panel._replace(rows=rows, cols=panel.cols if panel.rows > 1 else min(panel.cols, numbers))
+            self._learn(clues, corner, np.arange(corner.rows * corner.cols))
+        return clues
+
+    def _learn(self, clues: Clues, panel: Panel, where: "Ints") -> None:
+        """Look at some numbers of a panel; where codes and scales were averaged apart, at all of its scales as well."""
+        import numpy as np
+
+        terms = [self._values.term(side, panel) for side in (CHILD, *self._parents)]
+        if clues.rounding.is_apart:
+            codes, scales = zip(*(apart(term) for term in terms if term.scales is not None), strict=True)
+            if self._holds_codes:
+                codes = terms[0], *codes
+            else:
+                clues.add(scales[0], [decode(scale) for scale in scales[1:]], np.arange(scales[0].data.size // 4))
+            terms = list(codes)
+        clues.add(terms[0], [decode(term) for term in terms[1:]], where)
+
+    def _contradict(self, clues: Clues, shares: Mapping[str, float]) -> bool:
         """Whether shares do not give the unit; numbers that are not given are added to the clues."""
         found = self._made_of(shares, is_enough=1).first
         if found is not None:
@@ -210,7 +294,7 @@ class _Unmixing:
         row = made_of_shares(self._unit, shares)
         return _make_again(row, self._unit, self._inputs, self._report, is_enough=is_enough)
 
-    def _candidates(self, clues: "Clues") -> Iterator[dict[str, float]]:
+    def _candidates(self, clues: Clues) -> Iterator[dict[str, float]]:
         """Shares that the clues allow: one parent alone, then such as sum to 1, then any; short decimals first."""
         import numpy as np
 
@@ -218,7 +302,7 @@ class _Unmixing:
             if not clues.unmet(alone):
                 yield self._named(alone)
         numbers = range(len(self._parents))
-        for is_whole in (True, False):
+        for is_whole in (True,) if clues.rounding.name else (True, False):
             for count in range(1 + is_whole, len(numbers) + 1):  # as few parents as will do
                 for among in combinations(numbers, count):
                     for shares in clues.decimals(among, is_whole=is_whole):
@@ -230,11 +314,16 @@ class _Unmixing:
             if len(order) < 2 or order[0][0] < order[1][0]:
                 yield dict(order)
 
+    def _at(self, shares: Mapping[str, float]) -> "F64":
+        import numpy as np
+
+        return np.array([shares.get(parent, 0.0) for parent in self._parents])
+
     def _named(self, shares: "F64") -> dict[str, float]:
         return {p: float(share) for p, share in zip(self._parents, shares, strict=True) if share != 0}
 
-    def _nearest(self, clues: "Clues") -> str:
-        """How far from the unit the nearest shares are."""
+    def _nearest(self, clues: Clues) -> tuple[int, str]:
+        """How many numbers the nearest shares do not give, and that in words."""
         import numpy as np
 
         whole = np.eye(len(self._parents))
@@ -249,4 +338,4 @@ class _Unmixing:
         unlike = self._made_of(shares, is_enough=None).count if shares else 0
         total = sum(panel.rows * panel.cols for panel in self._panels)
         said = " + ".join(f"{share:g} {parent}" for parent, share in shares.items()) or "nothing"
-        return f"the nearest mix, {said}, gives all but {unlike} of its {total} numbers"
+        return unlike, f"the nearest mix, {said}, gives all but {unlike} of its {total} numbers"

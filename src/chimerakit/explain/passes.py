@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from chimerakit.anatomy import Anatomy
 from chimerakit.compare import measure_units
 from chimerakit.errors import PlanError
@@ -11,6 +13,7 @@ from chimerakit.events import Listener, Report
 from chimerakit.execute import Inputs
 from chimerakit.explain.evidence import CHILD, Evidence, gives, look_at, made_of_shares
 from chimerakit.explain.rules import Question
+from chimerakit.explain.sample import Sampled, cut_row, cut_unit, draw, nbytes_on
 from chimerakit.plan.memory import scan_threads_within
 from chimerakit.plan.panels import cut
 from chimerakit.records import Checkpoint, Row, Unit
@@ -30,6 +33,7 @@ class Passes:
         threads: int | None,
         max_memory: int,
         listener: Listener,
+        sample: tuple[float, int] | None = None,
     ):
         if CHILD in parents:
             raise PlanError([f"a parent can't be called {CHILD!r} here"], _REFUSED)
@@ -40,6 +44,9 @@ class Passes:
             raise PlanError(problems, _REFUSED)
         self._units = {name: anatomy.units() for name, anatomy in self._anatomies.items()}
         self._mine = {unit.name: unit for unit in scan_units(self._units) if CHILD in unit.sides}
+        whole = dict.fromkeys(self._mine)
+        self._spans = whole if sample is None else draw(list(self._mine.values()), CHILD, *sample)
+        self._sample = sample
         self.num_layers = self._anatomies[CHILD].num_layers
         shapes = [unit.shape for unit in self._units[CHILD].values()]
         most = max((cut(shape, is_blocked=len(shape) == 2).most for shape in shapes), default=0)
@@ -66,12 +73,22 @@ class Passes:
         return {n: tuple(u for u in own if u not in self._mine) for n, own in self._units.items() if n != CHILD}
 
     def look(self) -> list[Evidence]:
-        """What each unit of the child says, in the child's order."""
+        """What each unit of the child says, or of the sample, in the child's order."""
 
         def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> Evidence:
             return look_at(unit, self._objections(unit), inputs, report)
 
-        return list(self._scan("looking at units", ask, self._mine).values())
+        found = self._scan("looking at units", ask, [name for name in self._mine if name in self._spans])
+        return [replace(each, nbytes=nbytes_on(CHILD, [self._mine[name]])) for name, each in found.items()]
+
+    def sampled(self) -> Sampled | None:
+        """What is looked at, if it is not all."""
+        if self._sample is None:
+            return None
+        units = [cut_unit(self._mine[name], span) for name, span in self._spans.items()]
+        everything = self._mine.values()
+        nbytes, all_nbytes = nbytes_on(CHILD, units), nbytes_on(CHILD, everything)
+        return Sampled(*self._sample, len(units), len(everything), nbytes, all_nbytes)
 
     def resolve(self, questions: Sequence[Question]) -> Mapping[Question, bool]:
         """Whether shares give units, found out by making them again."""
@@ -94,11 +111,15 @@ class Passes:
         was made again in the same way is known; everything else is made now.
         """
         doubtful, found = dict[str, Row](), dict[str, str]()
-        for each in evidence if rows else ():
-            row, unit = rows.get(each.unit), self._mine[each.unit]
-            if row is None:
+        for each in (each for each in evidence if rows and (each.equal or each.mixture)):
+            whole, span = rows.get(each.unit), self._spans[each.unit]
+            if whole is None:
                 found[each.unit] = "the recipe's base has no such unit"
-            elif [(t.dtype, t.shape) for t in row.outputs] != [(t.dtype, t.shape) for t in unit.sides[CHILD].tensors]:
+                continue
+            row, unit = cut_row(whole, span), cut_unit(self._mine[each.unit], span)
+            if each.mixture is not None and each.mixture.encoder:
+                continue  # of an estimate nothing is claimed that could be made again
+            if [(t.dtype, t.shape) for t in row.outputs] != [(t.dtype, t.shape) for t in unit.sides[CHILD].tensors]:
                 found[each.unit] = f"the recipe stores it as {row.storage}"
             elif (copied := _copied(row, each)) is None:
                 if not self._is_known(row, unit, each):
@@ -138,7 +159,7 @@ class Passes:
 
     def _scan(self, work: str, ask: Callable[[ScanUnit, Inputs, Report], A], names: Collection[str]) -> dict[str, A]:
         """The answers for units, in their order."""
-        units = [self._mine[name] for name in names]
+        units = [cut_unit(self._mine[name], self._spans[name]) for name in names]
         if not units:
             return {}
         answers = scan(work, ask, self._sides, units, threads=self._threads, listener=self._listener)

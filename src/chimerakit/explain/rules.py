@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from chimerakit.explain.evidence import Evidence
+from chimerakit.explain.evidence import Evidence, Mixture
 from chimerakit.explain.fold import Selector, fold
+from chimerakit.numerics.cells import Interval
 from chimerakit.recipe import SUM_TOLERANCE, shares_at
 from chimerakit.records import COMPONENTS, Component, Gradient, Recipe, Role, Rule, Span
 
@@ -32,6 +33,8 @@ _RULE_LENGTH = 4
 """How many names are as much to read as another rule."""
 _NARROW = 1e-3
 """Ranges of shares no wider than this say something by themselves."""
+_VAGUE = 0.05
+"""Estimates no wider than this do."""
 _DIGITS = 6
 _ENDS = 12
 """Units that gradients are guessed from, at each end of the model."""
@@ -47,14 +50,14 @@ class Model(NamedTuple):
 
 
 def find_recipe(
-    evidence: Sequence[Evidence], model: Model, base: str, resolve: Resolve, measure: Measure
+    evidence: Sequence[Evidence], model: Model, base: str, resolve: Resolve, measure: Measure | None
 ) -> Recipe | None:
-    """The recipe with the fewest rules for this base; None if there is none."""
+    """The recipe with the fewest rules for this base; None if there is none. measure: None for no deltas."""
     facts = _Facts(evidence, model, base, resolve)
     actions = facts.actions()
     fits = [facts.fit(action) for action in actions]
     found = list(_foldings(evidence, actions, fits))
-    if all(folding.is_involved for folding in found):
+    if measure is not None and all(folding.is_involved for folding in found):
         # Units in no order of components and layers may have been chosen by how far the parents lie apart.
         found += _foldings(evidence, *_with_deltas(evidence, actions, fits, base, measure))
     shortest = min(found, key=lambda folding: folding.length, default=None)
@@ -176,7 +179,10 @@ class _Facts:
 
     def _new_actions(self, waiting: Sequence[Evidence]) -> list[Rule]:
         """What may be done to units that no action fits yet: what the narrow ones say, else the narrowest."""
-        narrow = [found for found in waiting if _width(found) <= _NARROW]
+        narrow = [found for found in waiting if _width(found) <= _NARROW and not _encoder(found)]
+        vague = [found for found in waiting if _width(found) <= _VAGUE and _encoder(found)]
+        if vague and not narrow:
+            return [*self._common(vague), *self._gradients(vague)]
         if not narrow:
             return [rule for found in sorted(waiting, key=_width)[:1] for rule in self._mixes_of(found)]
         gradients = self._gradients(narrow)
@@ -204,6 +210,22 @@ class _Facts:
         if abs(math.fsum(shares.values()) - 1) <= SUM_TOLERANCE and _is_plain(shares):
             return Rule(mix={parent: share for parent, share in shares.items() if parent != self.stub.base})
         return Rule(mix=dict(shares), normalize=False)
+
+    def _common(self, vague: Sequence[Evidence]) -> list[Rule]:
+        """The fewest mixes that estimates agree on: each group of them has shares in common."""
+        among: dict[tuple[str, ...], list[Mixture]] = {}
+        for found in vague:
+            if found.mixture is not None:
+                among.setdefault(tuple(found.mixture.shares), []).append(found.mixture)
+        rules = []
+        for parents, mixtures in among.items():
+            if len(parents) == 2:
+                first, second = parents
+                groups = _groups([mixture.ranges[second] for mixture in mixtures])
+                rules += [self._mix({first: round(1 - share, 12), second: share}) for share in map(_middle, groups)]
+            else:
+                rules.append(self._mix(min(mixtures, key=lambda mixture: mixture.width).shares))
+        return rules
 
     def _gradients(self, narrow: Sequence[Evidence]) -> list[Rule]:
         """Mixes whose shares change linearly over the layers, those that explain the most first."""
@@ -283,8 +305,8 @@ class _Facts:
         elif found.mixture is not None:
             if found.mixture.shares == shares and len(shares) < 3:
                 return True
-            if not self._may(action, found):
-                return False
+            if found.mixture.encoder or not self._may(action, found):
+                return self._may(action, found)
         return found.unit, tuple(shares.items())
 
 
@@ -297,6 +319,27 @@ def _is_plain(shares: Mapping[str, float | Gradient]) -> bool:
 
 def _has_layers(action: Rule) -> bool:
     return any(isinstance(share, Gradient) for share in (action.mix or {}).values())
+
+
+def _groups(ranges: Iterable[Interval]) -> list[Interval]:
+    """The fewest intervals of which each range holds one."""
+    found: list[Interval] = []
+    for low, high in sorted(ranges, key=lambda room: room.high):
+        if found and low <= found[-1].high:
+            found[-1] = Interval(max(low, found[-1].low), found[-1].high)
+        else:
+            found.append(Interval(low, high))
+    return found
+
+
+def _middle(room: Interval) -> float:
+    """The number with the fewest decimals in an interval that is near its middle."""
+    middle = (room.low + room.high) / 2
+    return next((n for n in (round(middle, digits) for digits in range(_DIGITS)) if room.low <= n <= room.high), middle)
+
+
+def _encoder(found: Evidence) -> str:
+    return "" if found.mixture is None else found.mixture.encoder
 
 
 def _width(found: Evidence) -> float:

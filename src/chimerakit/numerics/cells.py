@@ -6,7 +6,8 @@ an interval of about 1e-5. Least squares between decoded values, the other way t
 wide as the parents' difference: the largest number of an FP8 block is never rounded, so the rest is not rounded evenly.
 
 The inequalities are a little too wide, by what float32 loses on the way to a sum, so they never exclude the shares that
-were used; making the unit again with a candidate decides.
+were used; making the unit again with a candidate decides. For children of other encoders they are wider still, by what
+such an encoder may lose (`Rounding`): then they leave an interval, and nothing can be made again.
 """
 
 import math
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chimerakit.dtypes import BLOCK, FP8_BLOCKS
+from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCKS
 from chimerakit.numerics.fp8 import F32
 from chimerakit.numerics.kernels import require
 from chimerakit.numerics.mix import Term, decode_scales
@@ -29,8 +30,10 @@ Ints = npt.NDArray[np.int64]
 
 DIGITS = 7
 """Decimals of a share at most; a float32 has no more."""
-_SLACK = 8 * 2.0**-24
-"""What float32 may lose in a sum, relative to the sum of its terms' sizes: every step half of 2^-23."""
+_FLOAT32 = 8 * 2.0**-24
+"""What float32 may lose in a sum, relative to the sum of its values' sizes: every step half of 2^-23."""
+_BFLOAT16 = 4 * 2.0**-9
+"""What BF16 may lose: in a parent's value, in its share, in their product, and in the sum of these."""
 _INVERSE = 1 + 2.0**-22
 """How far the factor that numbers of an FP8 block are multiplied with may be from 1 / scale: each is rounded."""
 _STEPS = 60
@@ -51,6 +54,32 @@ class Interval(NamedTuple):
         return self.low > self.high
 
 
+class Rounding(NamedTuple):
+    """How an encoder gets from its parents' values to stored numbers, as far as numbers can tell."""
+
+    name: str
+    """Empty for chimerakit's own."""
+    loss: float = _FLOAT32
+    """Of a sum before it is stored, relative to the sum of the parents' sizes."""
+    is_nearest: bool = True
+    """Whether the nearest number is stored; otherwise one of the two beside the sum."""
+    is_apart: bool = False
+    """Whether FP8 codes and their scales are averaged each for themselves, as if they were weights."""
+
+
+OWN = Rounding("")
+OTHERS = (
+    Rounding("other float32 arithmetic", 4 * _FLOAT32),
+    Rounding("codes and scales averaged apart", 4 * _FLOAT32, is_apart=True),
+    Rounding("sums rounded to BF16", _BFLOAT16),
+    Rounding("codes and scales averaged apart, rounded to BF16", _BFLOAT16, is_apart=True),
+    Rounding("another rounding", _BFLOAT16, is_nearest=False),
+)
+"""Other encoders, the tightest first: torch's and mergekit's float32, mergekit's on FP8 under its raw names, scripts that
+dequantise to BF16 or that take codes for BF16, and those that don't round to nearest. (A BF16 child that is not rounded to
+nearest looks as if its sums were rounded before.)"""
+
+
 class Bound(NamedTuple):
     """What one number of the child says: low <= sum(share_i * value_i) <= high."""
 
@@ -63,28 +92,29 @@ class Bound(NamedTuple):
         return bool(self.low <= sum(map(mul, self.values, shares)) <= self.high)
 
 
-def cells(child: Term, where: Ints) -> tuple[F64, F64]:
+def cells(child: Term, where: Ints, *, is_nearest: bool = True) -> tuple[F64, F64]:
     """The lowest and the highest value that is stored as each of some numbers of a panel.
 
-    where: places in the panel, row by row. Numbers that are not finite have no cell and give (-inf, inf).
+    where: places in the panel, row by row. Numbers that are not finite have no cell and give (-inf, inf). is_nearest: as in
+    `Rounding`.
     """
     data = child.data.reshape(-1)
     if child.storage == "F32":
         values = data.view(np.float32)[where]
         with np.errstate(invalid="ignore"):
-            half = np.spacing(np.abs(values)).astype(np.float64) / 2
-            low, high = values - half, values + half
+            step = np.spacing(np.abs(values)).astype(np.float64) / (2 if is_nearest else 1)
+            low, high = values - step, values + step
     elif child.storage in FP8_BLOCKS:
         scales = _scales(child, where)
-        low, high = (bounds[data[where]] * scales for bounds in _bounds(child.storage))
+        low, high = (bounds[data[where]] * scales for bounds in _bounds(child.storage, is_nearest))
     else:
-        low, high = (bounds[data.view(np.uint16)[where]] for bounds in _bounds(child.storage))
+        low, high = (bounds[data.view(np.uint16)[where]] for bounds in _bounds(child.storage, is_nearest))
     is_finite = np.isfinite(low) & np.isfinite(high)
     return np.where(is_finite, low, -np.inf), np.where(is_finite, high, np.inf)
 
 
 @cache
-def _bounds(storage: str) -> tuple[F64, F64]:
+def _bounds(storage: str, is_nearest: bool) -> tuple[F64, F64]:
     """The lowest and the highest value for each code of a storage with few of them, in units of the scale."""
     from ml_dtypes import bfloat16, float8_e4m3fn
 
@@ -96,9 +126,14 @@ def _bounds(storage: str) -> tuple[F64, F64]:
         sizes = np.arange(infinity, dtype=np.uint16).view(dtype).astype(np.float64)
         largest, loss = sizes[-1] + (sizes[-1] - sizes[-2]) / 2, 1.0
     half = 1 << (7 if storage in FP8_BLOCKS else 15)
-    edges = np.concatenate([[-sizes[1] / 2 * loss**2], (sizes[1:] + sizes[:-1]) / 2, [largest]])
+    if is_nearest:
+        middles = (sizes[1:] + sizes[:-1]) / 2
+        below, above = np.append(0, middles), np.append(middles, largest)
+    else:
+        below, above = np.append(0, sizes[:-1]), np.append(sizes[1:], largest)
     low, high = np.full(2 * half, np.nan), np.full(2 * half, np.nan)
-    low[: sizes.size], high[: sizes.size] = edges[:-1] / loss, edges[1:] * loss
+    low[: sizes.size], high[: sizes.size] = below / loss, above * loss
+    low[0] = -high[0]
     low[half:], high[half:] = -high[:half], -low[:half]
     return low, high
 
@@ -109,6 +144,18 @@ def _scales(term: Term, where: Ints) -> F64:
     cols = term.data.shape[1]
     blocks = decode_scales(np.asarray(term.scales).reshape(-1), term.scale_dtype).reshape(-1, -(-cols // BLOCK))
     return np.asarray(blocks[where // cols // BLOCK, where % cols // BLOCK], np.float64)
+
+
+def apart(term: Term) -> tuple[Term, Term]:
+    """A panel of FP8 blocks as if codes and scales were weights: the codes with scales of 1, and the scales as float32."""
+    require(term.scales is not None, "FP8 without scales")
+    stored = np.asarray(term.scales)
+    scales = decode_scales(stored.reshape(-1), term.scale_dtype).reshape(len(stored), -1)
+    ones = np.ones(scales.shape, np.float32)
+    return (
+        term._replace(storage=FP8_BLOCK, scales=ones.view(np.uint8), scale_dtype="F32"),
+        Term("F32", np.float32(1), scales.view(np.uint8)),
+    )
 
 
 def unlike_places(made: memoryview, found: memoryview, width: int) -> Ints:
@@ -135,18 +182,19 @@ def _directions(num_parents: int) -> list[F64]:
 class Clues:
     """What the numbers of a child that were looked at say of its parents' shares."""
 
-    def __init__(self, num_parents: int):
+    def __init__(self, num_parents: int, rounding: Rounding = OWN):
+        self.rounding = rounding
         self._low, self._high = np.empty(0), np.empty(0)
         self._values = np.empty((0, num_parents))
 
     def __len__(self) -> int:
         return len(self._low)
 
-    def add(self, child: Term, parents: list[F32], where: Ints) -> None:
+    def add(self, child: Term, parents: Sequence[F32], where: Ints) -> None:
         """Look at some numbers of a panel of the child; where: their places, row by row. parents: (rows, cols) values."""
-        low, high = cells(child, where)
+        low, high = cells(child, where, is_nearest=self.rounding.is_nearest)
         values = np.stack([parent.reshape(-1)[where].astype(np.float64) for parent in parents], axis=1)
-        slack = _SLACK * np.abs(values).sum(1)
+        slack = self.rounding.loss * np.abs(values).sum(1)
         says = np.isfinite(low) & np.isfinite(values).all(1)
         self._low = np.concatenate([self._low, (low - slack)[says]])
         self._high = np.concatenate([self._high, (high + slack)[says]])
@@ -173,6 +221,21 @@ class Clues:
         is_given = (self._low <= left) & (left <= self._high)
         low, high = np.where(stays, -math.inf, np.minimum(a, b)), np.where(stays, math.inf, np.maximum(a, b))
         return low, high, stays & ~is_given
+
+    def ranges(self, shares: F64) -> list[Interval]:
+        """From where to where each share may go, around shares that give all numbers, within the plane of those that sum to
+        1: of the parents that have a share; of all, if only one has."""
+        found = [Interval(float(share), float(share)) for share in shares]
+        is_free = (shares != 0) | (np.count_nonzero(shares) == 1)
+        for direction in _directions(len(shares)):
+            if (direction != 0)[~is_free].any():
+                continue
+            room = self.interval(shares, direction)
+            for number, part in enumerate(direction):
+                ends = sorted((shares[number] + part * room.low, shares[number] + part * room.high)) if part else []
+                low, high = found[number]
+                found[number] = Interval(float(min([low, *ends])), float(max([high, *ends])))
+        return found
 
     def outline(self, shares: F64) -> tuple[list[Bound], float]:
         """The numbers that leave the least room around shares which give all, and how much room there is at most.
@@ -212,6 +275,8 @@ class Clues:
         directions = whole[free] - (whole[among[0]] if is_whole else 0)
         # One direction's interval is found at once, from anywhere.
         start = whole[among[0]] if len(free) == 1 else self.solve(whole[among[0]], directions)
+        if len(free) == 1 and self.interval(start, directions[0]).is_empty:
+            return
         middle = self._middle(start, directions)
         for digits in range(1, DIGITS + 1):
             for steps in product((0, 1, -1), repeat=len(free)):  # what is left may be narrow and lie askew

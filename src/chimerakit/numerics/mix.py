@@ -74,6 +74,11 @@ def mix(terms: list[Term], shape: tuple[int, int]) -> F32:
     return _mix_anything(terms, factors, shape)
 
 
+def decode(term: Term) -> F32:
+    """The values of one panel, code x scale: (rows, cols). The term's share is 1."""
+    return mix([term], (len(term.data), term.data.shape[1] // nbytes_of_weight(term.storage)))
+
+
 def encode(values: F32, storage: str, scale_dtype: str | None, sums: F64) -> Encoded:
     """Store a panel of values.
 

@@ -119,6 +119,10 @@ class Reader:
                 start = self._seek(data, os.SEEK_HOLE, end) if self.is_sparse else end
                 yield data, start, True
 
+    def is_hole(self, start: int, nbytes: int) -> bool:
+        """Whether all bytes of a range are zeros that are stored nowhere."""
+        return self.is_sparse and not any(is_data for *_, is_data in self.extents(start, nbytes))
+
     def _seek(self, start: int, whence: int, end: int) -> int:
         """Where data, or the next hole, begins; the file position that moves is used by nobody."""
         try:

@@ -1,0 +1,33 @@
+"""Which encoder made a child: decided over all its units, as one of them may look like anything.
+
+A number that somebody changed looks like an encoder that rounds otherwise; but an encoder does so all over. And a share that
+chimerakit's arithmetic can't have used may, in a unit here and there, give the same bytes as another with more decimals.
+"""
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from chimerakit.explain.evidence import Evidence, Mixture
+from chimerakit.numerics.cells import OTHERS
+
+_MOST = 0.95
+"""The share of units for which an encoder must do, to have made the child."""
+_RARE = 0.02
+"""The share of units that somebody may have changed by hand."""
+
+
+def decide(evidence: Sequence[Evidence]) -> list[Evidence]:
+    """The evidence with mixtures by the encoder that made the child, where chimerakit's arithmetic does not give it."""
+    missed = [found for found in evidence if found.others and found.mixture is None]
+    by_chance = [found for found in evidence if found.others and found.mixture is not None]
+    if len(missed) <= _RARE * len(evidence):
+        missed, by_chance = [found for found in missed if not found.is_touched], []
+    names = [[other.encoder for other in found.others] for found in missed]
+    encoder = next((r.name for r in OTHERS if sum(r.name in there for there in names) >= _MOST * len(names)), "")
+    ours = {found.unit: _by(encoder, found.others) for found in (*missed, *by_chance)}
+    return [replace(found, mixture=ours.get(found.unit, found.mixture)) for found in evidence]
+
+
+def _by(encoder: str, others: Sequence[Mixture]) -> Mixture:
+    return next((other for other in others if other.encoder == encoder), others[0])
