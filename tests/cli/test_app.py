@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests import synthetic
+from tests.cli.server import call
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,7 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def run(*arguments: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     """The command with its output piped."""
-    command = [sys.executable, "-m", "chimerakit", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+    return call(*map(str, arguments), cwd=cwd or Path.cwd())
 
 
 def run_on_terminal(*arguments: object) -> tuple[int, str]:
@@ -49,6 +50,19 @@ def run_on_terminal(*arguments: object) -> tuple[int, str]:
         shown += piece
     os.close(main)
     return process.wait(), shown.decode()
+
+
+def run_until(has_begun: Callable[[], bool], *arguments: object) -> tuple[int, str]:
+    """The command, which Ctrl-C stops once it has begun: exit code and error output. Skips where it was too quick."""
+    command = [sys.executable, "-m", "chimerakit", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not has_begun():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("this machine was done before the signal came")
+    return process.returncode, said
 
 
 def flags(parents: dict[str, Path]) -> list[str]:
@@ -185,17 +199,11 @@ def test_ctrl_c_stops_soon_and_says_how_to_go_on(tmp_path: Path) -> None:
     big = {f"model.layers.0.tensor.{i}": np.zeros((1024, 4096), np.float32) for i in range(24)}
     root = synthetic.write_checkpoint(tmp_path / "v3", big, synthetic.config_of("bf16"), shards=1)
     child = tmp_path / "child"
-    command = [sys.executable, "-m", "chimerakit", "merge", f"--parent=v3={root}", "-o", str(child), "--threads=1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (child / "model.safetensors.part").exists() and process.poll() is None:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("this machine was done before the signal came")
-    assert (process.returncode, said) == (130, "stopped; run the same command again to go on\n")
+    command = ["merge", f"--parent=v3={root}", "-o", child, "--threads=1"]
+    stopped = run_until((child / "model.safetensors.part").exists, *command)
+    assert stopped == (130, "stopped; run the same command again to go on\n")
     assert not (child / "chimerakit.json").exists()
-    assert run(*command[3:], "-q").returncode == 0
+    assert run(*command, "-q").returncode == 0
     assert (child / "chimerakit.json").exists()
 
 

@@ -1,10 +1,12 @@
 """The command line: a short function for each verb, tables, progress, exit codes. The only room that prints or exits.
 
-app.py        the verbs and their flags
+app.py        the verbs
+flags.py      the flags they share -> records
 show.py       records -> tables
 compared.py   the same for difference maps
 explained.py  the same for what a child is made of
 inspected.py  the same for what a checkpoint holds
+reported.py   saved results -> a page
 progress.py   events -> a progress bar, or lines where nobody watches
 stop.py       Ctrl-C and SIGTERM -> an end within two seconds
 reference.py  docs/cli.md out of the help texts

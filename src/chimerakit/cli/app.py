@@ -1,17 +1,31 @@
-"""The verbs and their flags."""
+"""The verbs: each asks the library one thing, tells what was found, and ends with its exit code."""
 
-import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from chimerakit._version import __version__
+from chimerakit.cli.flags import (
+    MAX_MEMORY,
+    AsJson,
+    Base,
+    Differences,
+    Dtype,
+    MaxMemory,
+    Mixes,
+    ParentPaths,
+    Quiet,
+    RecipeFile,
+    Takes,
+    Threads,
+    nbytes_of,
+    parents_of,
+    plan_of,
+)
 from chimerakit.errors import RecipeError
-
-if TYPE_CHECKING:
-    from chimerakit.records import Checkpoint, Plan
 
 app = typer.Typer(
     name="chimerakit",
@@ -22,39 +36,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RecipeFile = Annotated[Path | None, typer.Argument(help="The recipe; without it, --base, --take and --mix say it.")]
-ParentPaths = Annotated[
-    list[str] | None, typer.Option("--parent", metavar="NAME=PATH", help="Where a parent lies. Once for each.")
-]
-Base = Annotated[str | None, typer.Option(help="Without a recipe: the parent that takes what no rule claims.")]
-Takes = Annotated[
-    list[str] | None,
-    typer.Option("--take", metavar="NAME:COMPONENTS", help="Without a recipe: take whole, as r1:routed_experts."),
-]
-Mixes = Annotated[
-    list[str] | None,
-    typer.Option("--mix", metavar="NAME:COMPONENTS=SHARE", help="Without a recipe: mix, as r1:routed_experts=0.75."),
-]
-Dtype = Annotated[
-    str | None, typer.Option(help="Without a recipe: how the child stores weights: keep, bf16, f16, f32, fp8-block.")
-]
-Differences = Annotated[
-    list[Path] | None,
-    typer.Option(
-        metavar="MAP.npz", help="Where rules have a delta: a map of the base and a parent. Once for each such parent."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output; also when that is no terminal.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Jobs at a time, at most; by default two more than cores.")]
-MaxMemory = Annotated[
-    str,
-    typer.Option(metavar="SIZE", help="Memory that may be used, as 500MB or 1.5GiB; fewer jobs run at a time then."),
-]
-
-_MAX_MEMORY = "2GiB"
-_UNITS = {"": 1, **{p + b: k**n for k, b in ((1000, "B"), (1024, "iB")) for n, p in enumerate("KMGT", 1)}, "B": 1}
 
 
 def _version(is_asked: bool) -> None:
@@ -85,7 +66,7 @@ def plan(
         Path | None, typer.Option("-o", "--output", help="The child's folder, to be checked too.")
     ] = None,
     threads: Threads = None,
-    max_memory: MaxMemory = _MAX_MEMORY,
+    max_memory: MaxMemory = MAX_MEMORY,
     as_json: AsJson = False,
     full: Annotated[bool, typer.Option("--full", help="With --json: every row and every byte range.")] = False,
 ) -> None:
@@ -96,7 +77,7 @@ def plan(
 
     gc.disable()  # a plan is half a million objects without cycles, and the process ends with it
 
-    made = _make_plan(recipe, parent, base, take, mix, dtype, differences)
+    made = plan_of(recipe, parent, base, take, mix, dtype, differences)
     if output is not None:
         from chimerakit.merge import check_finished
         from chimerakit.output import check_output, is_finished
@@ -104,11 +85,8 @@ def plan(
         check_output(made, output)
         if is_finished(output):
             check_finished(made, output)
-    view = show.plan_view(made, output, threads, _nbytes(max_memory, "--max-memory"))
-    if as_json or full or not sys.stdout.isatty():
-        show.print_json(made if full else view)
-    else:
-        show.print_plan(view)
+    view = show.plan_view(made, output, threads, nbytes_of(max_memory))
+    _end(as_json or full, lambda: made if full else view, lambda: show.print_plan(view))
 
 
 @app.command()
@@ -129,7 +107,7 @@ def merge(
         typer.Option("--link", help="Weight files that equal a parent's become hard links to it: one file, two names."),
     ] = False,
     threads: Threads = None,
-    max_memory: MaxMemory = _MAX_MEMORY,
+    max_memory: MaxMemory = MAX_MEMORY,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -140,13 +118,13 @@ def merge(
 
     if digest not in ("xxh3", "sha256"):
         raise RecipeError(f"unknown digest {digest!r}", where="--digest", expected="xxh3 or sha256")
-    made = _make_plan(recipe, parent, base, take, mix, dtype, differences)
+    made = plan_of(recipe, parent, base, take, mix, dtype, differences)
     with watching(quiet=quiet) as listener:
         merged = merge_parents(
             made,
             output,
             threads=threads,
-            max_memory=_nbytes(max_memory, "--max-memory"),
+            max_memory=nbytes_of(max_memory),
             force=force,
             link=link,
             allow_nonfinite=allow_nonfinite,
@@ -154,10 +132,7 @@ def merge(
             listener=listener,
         )
     view = show.merge_view(output, merged)
-    if as_json or not sys.stdout.isatty():
-        show.print_json(view)
-    else:
-        show.print_merge(view)
+    _end(as_json, lambda: view, lambda: show.print_merge(view))
 
 
 @app.command()
@@ -172,7 +147,7 @@ def verify(
     ] = False,
     detail: Annotated[bool, typer.Option("--detail", help="With --table: per layer and expert.")] = False,
     threads: Threads = None,
-    max_memory: MaxMemory = _MAX_MEMORY,
+    max_memory: MaxMemory = MAX_MEMORY,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -182,42 +157,29 @@ def verify(
 
     if (codes or detail) and not table:
         raise RecipeError("--codes and --detail belong to --table", where="verify")
-    parents = _open_parents(_paths(parent))
-    is_json = as_json or not sys.stdout.isatty()
+    parents = parents_of(parent)
     if table:
         from chimerakit.table import verify_table
 
         if not parents:
             raise RecipeError("--table compares with parents", where="verify", do="--parent NAME=PATH for each")
         with watching(quiet=quiet) as listener:
-            found = verify_table(
-                child,
-                parents,
-                codes=codes,
-                threads=threads,
-                max_memory=_nbytes(max_memory, "--max-memory"),
-                listener=listener,
+            made = verify_table(
+                child, parents, codes=codes, threads=threads, max_memory=nbytes_of(max_memory), listener=listener
             )
-        if is_json:
-            show.print_json(show.table_view(found, detail=detail))
-        else:
-            show.print_table(found, detail=detail)
-        raise typer.Exit(0 if found.is_explained else 1)
+        _end(
+            as_json,
+            lambda: show.table_view(made, detail=detail),
+            lambda: show.print_table(made, detail=detail),
+            ok=made.is_explained,
+        )
     from chimerakit.verify import verify_child
 
     with watching(quiet=quiet) as listener:
-        findings = verify_child(
-            child,
-            parents or None,
-            threads=threads,
-            max_memory=_nbytes(max_memory, "--max-memory"),
-            listener=listener,
+        found = verify_child(
+            child, parents or None, threads=threads, max_memory=nbytes_of(max_memory), listener=listener
         )
-    if is_json:
-        show.print_json(show.findings_view(findings))
-    else:
-        show.print_findings(findings)
-    raise typer.Exit(0 if findings.ok else 1)
+    _end(as_json, lambda: show.findings_view(found), lambda: show.print_findings(found), ok=found.ok)
 
 
 @app.command()
@@ -227,30 +189,42 @@ def explain(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="RECIPE.yaml", help="Write the recipe there.")
     ] = None,
+    sample: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Look at about so much of the weights, as 1%; proves nothing.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     detail: Annotated[bool, typer.Option("--detail", help="Every unit.")] = False,
     threads: Threads = None,
-    max_memory: MaxMemory = _MAX_MEMORY,
+    max_memory: MaxMemory = MAX_MEMORY,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Find the recipe that makes a child of these parents, from its weights alone."""
-    from chimerakit.cli import explained, show
+    from chimerakit.cli import explained
     from chimerakit.cli.progress import watching
     from chimerakit.explain import explain_child
 
     explained.check_recipe_file(output)
-    parents = _open_parents(_paths(parent))
+    share = None if sample is None else explained.parse_share(sample)
+    parents = parents_of(parent)
     with watching(quiet=quiet) as listener:
         found = explain_child(
-            child, parents, threads=threads, max_memory=_nbytes(max_memory, "--max-memory"), listener=listener
+            child,
+            parents,
+            threads=threads,
+            max_memory=nbytes_of(max_memory),
+            sample=share,
+            seed=seed,
+            listener=listener,
         )
     if output is not None and found.recipe is not None:
         explained.save_recipe(found.recipe, output)
-    if as_json or not sys.stdout.isatty():
-        show.print_json(explained.explanation_view(found, detail=detail))
-    else:
-        explained.print_explanation(found, detail=detail)
-    raise typer.Exit(0 if found.is_explained else 1)
+    _end(
+        as_json,
+        lambda: explained.explanation_view(found, child, detail=detail),
+        lambda: explained.print_explanation(found, detail=detail),
+        ok=found.is_explained,
+    )
 
 
 @app.command()
@@ -263,12 +237,12 @@ def inspect(
         bool, typer.Option("--detail", help="Per component and layer; with --json and --values every unit.")
     ] = False,
     threads: Threads = None,
-    max_memory: MaxMemory = _MAX_MEMORY,
+    max_memory: MaxMemory = MAX_MEMORY,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Say what a checkpoint holds: components, layers, parameters, storage, what is odd, who made it. Reads headers only."""
-    from chimerakit.cli import inspected, show
+    from chimerakit.cli import inspected
     from chimerakit.cli.progress import watching
     from chimerakit.inspect import inspect_checkpoint
 
@@ -277,14 +251,15 @@ def inspect(
             checkpoint,
             values=values,
             threads=threads,
-            max_memory=_nbytes(max_memory, "--max-memory"),
+            max_memory=nbytes_of(max_memory),
             listener=listener,
         )
-    if as_json or not sys.stdout.isatty():
-        show.print_json(inspected.inspection_view(found, detail=detail))
-    else:
-        inspected.print_inspection(found, detail=detail)
-    raise typer.Exit(0 if found.ok else 1)
+    _end(
+        as_json,
+        lambda: inspected.inspection_view(found, detail=detail),
+        lambda: inspected.print_inspection(found, detail=detail),
+        ok=found.ok,
+    )
 
 
 @app.command()
@@ -301,13 +276,22 @@ def compare(
     deltas: Annotated[
         str | None, typer.Option(metavar="SHARES", help="Say at which delta these shares would be mixed, as 0.1,0.5.")
     ] = None,
+    states: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Ask both routers of each layer on these hidden states, which experts they choose."
+        ),
+    ] = None,
+    synthetic_states: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="The same on N drawn states, without a preferred direction.")
+    ] = None,
     threads: Threads = None,
-    max_memory: MaxMemory = _MAX_MEMORY,
+    max_memory: MaxMemory = MAX_MEMORY,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Say how far two checkpoints lie apart, unit by unit: the difference map that a recipe's delta is held against."""
-    from chimerakit.cli import compared, show
+    from chimerakit.cli import compared
     from chimerakit.cli.progress import watching
     from chimerakit.compare import load_map
     from chimerakit.formats import open_checkpoint
@@ -316,6 +300,10 @@ def compare(
     if saved is not None:
         if a is not None or output is not None:
             raise RecipeError("--map takes the place of checkpoints, and is saved already", where="compare")
+        if states is not None or synthetic_states is not None:
+            raise RecipeError(
+                "--map holds what routers chose; they can't be asked again without weights", where="compare"
+            )
         found = load_map(saved)
     elif a is None or b is None:
         raise RecipeError("takes two checkpoints, or --map", where="compare")
@@ -325,15 +313,17 @@ def compare(
                 output,
                 open_checkpoint(a),
                 open_checkpoint(b),
+                states=compared.states_of(states, synthetic_states),
                 threads=threads,
-                max_memory=_nbytes(max_memory, "--max-memory"),
+                max_memory=nbytes_of(max_memory),
                 listener=listener,
             )
-    if as_json or not sys.stdout.isatty():
-        show.print_json(compared.map_view(found, shares))
-    else:
-        compared.print_map(found, shares, detail=detail)
-    raise typer.Exit(0 if found.is_complete else 1)
+    _end(
+        as_json,
+        lambda: compared.map_view(found, shares),
+        lambda: compared.print_map(found, shares, detail=detail),
+        ok=found.is_complete,
+    )
 
 
 @app.command()
@@ -361,62 +351,32 @@ def demo(
     raise typer.Exit(0 if shown.ok else 1)
 
 
-# ---------------------------------------------------------------------------------- flags -> records
+@app.command()
+def report(
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="PAGE.html", help="The page.")],
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RESULT...",
+            help="What compare -o saved, or explain --json --detail > FILE, or inspect --json --detail > FILE.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show saved results in one HTML page that opens offline."""
+    from chimerakit.cli import reported
+
+    reported.check_request(results or (), output)
+    view = reported.save_page(results or (), output)
+    _end(as_json, lambda: view, lambda: reported.print_page(view))
 
 
-def _make_plan(
-    recipe: Path | None,
-    parent: list[str] | None,
-    base: str | None,
-    take: list[str] | None,
-    mix: list[str] | None,
-    dtype: str | None,
-    differences: list[Path] | None,
-) -> "Plan":
-    from chimerakit.plan import make_plan
-    from chimerakit.recipe import load_recipe, locate_parents, recipe_from_flags
+def _end(as_json: bool, view: Callable[[], object], table: Callable[[], None], *, ok: bool = True) -> NoReturn:
+    """The end of a verb: what was found, as JSON where that is asked for or nobody watches; exit 0, or 1 if not ok."""
+    from chimerakit.cli.show import print_json
 
-    given = _paths(parent)
-    if recipe is None:
-        wanted = recipe_from_flags(tuple(given), base, take or (), mix or (), dtype)
-        folder = Path()
+    if as_json or not sys.stdout.isatty():
+        print_json(view())
     else:
-        if flags := [n for n, v in (("--base", base), ("--take", take), ("--mix", mix), ("--dtype", dtype)) if v]:
-            raise RecipeError(
-                f"{', '.join(flags)} can't be used with a recipe", where="command line", do="edit the recipe"
-            )
-        wanted, folder = load_recipe(recipe), recipe.parent
-    wanted, paths = locate_parents(wanted, given, folder)
-    parents = _open_parents(paths)
-    if not differences:
-        return make_plan(wanted, parents)
-    from chimerakit.deltas import read_distances
-
-    return make_plan(wanted, parents, read_distances(wanted, parents, differences))
-
-
-def _nbytes(text: str, flag: str) -> int:
-    """A number of bytes as people write it."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", text)
-    units = {unit.lower(): size for unit, size in _UNITS.items()}
-    if found is None or found[2].lower() not in units:
-        raise RecipeError("can't be read", where=f"{flag} {text}", expected="a size such as 500MB or 1.5GiB")
-    return int(float(found[1]) * units[found[2].lower()])
-
-
-def _paths(parent: list[str] | None) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for text in parent or ():
-        name, _, path = text.partition("=")
-        if not name or not path:
-            raise RecipeError("can't be read", where=f"--parent {text}", expected="--parent NAME=PATH")
-        if name in found:
-            raise RecipeError("is given twice", where=f"--parent {name}")
-        found[name] = Path(path).expanduser()
-    return found
-
-
-def _open_parents(paths: dict[str, Path]) -> "dict[str, Checkpoint]":
-    from chimerakit.formats import open_checkpoint
-
-    return {name: open_checkpoint(path) for name, path in paths.items()}
+        table()
+    raise typer.Exit(0 if ok else 1)
