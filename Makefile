@@ -6,7 +6,7 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 PEER   := build/mergekit/.ready
 
-.PHONY: demo test check prove bench docs clean
+.PHONY: demo test check prove bench docs pictures clean
 
 demo: $(READY)
 	$(BIN)/chimerakit demo
@@ -31,12 +31,16 @@ bench: $(READY) $(PEER)
 docs: $(READY)
 	$(BIN)/python -m chimerakit.cli.reference > docs/cli.md
 
+# What docs/pictures holds, shot in Chromium (some minutes; Chromium comes from the system: apt-get install chromium).
+pictures: $(READY)
+	$(BIN)/python -m benchmarks.pictures
+
 # Torch comes first and pinned, so that nothing pulls another build of it.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e ".[eval,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[eval,report,dev]"
 	@touch $@
 
 # What `make bench` is measured against, in an environment of its own.

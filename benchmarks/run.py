@@ -102,7 +102,9 @@ def copy(folder: Path, target: Path) -> Command:
 
 def write_directly(folder: Path, target: Path) -> Command:
     """As many bytes as one parent has, past the page cache out of memory: what the disk can take."""
-    return Command([sys.executable, "-m", "benchmarks.direct", target, str(nbytes_of(folder / "v3"))], output=target)
+    return Command(
+        [sys.executable, "-m", "benchmarks.direct", "write", target, str(nbytes_of(folder / "v3"))], output=target
+    )
 
 
 def nbytes_of(folder: Path) -> int:
@@ -163,6 +165,36 @@ def fp8_mix(bench: Bench) -> Iterator[Row]:
     yield Row(f"{name}: wall / (cp + sync)", ratio(pairs, wall), "x", at_most(0.6), f"{medians(pairs)}; {said}")
     yield Row(f"{name}: CPU / CPU", ratio(pairs, cpu))
     yield Row(f"{name}: peak memory", middle([ours for ours, _ in pairs], peak), "MB", at_most(450))
+
+
+def explaining(bench: Bench) -> Iterator[Row]:
+    """Reading two merges back out of their FP8 weights, against reading child and parents once past the page cache."""
+    with dense(bench, "fp8") as parents:
+        child = bench.work / "child"
+        for share, name in ((1.0, "R1T"), (0.75, "0.75 mix")):
+            run(merge(parents, share, child), bench.log)
+            folders = child, parents / "v3", parents / "r1"
+            argv = chimerakit("explain", child, *parents_of(parents), "--quiet")
+            ours = Command(argv, reads=folders, is_cold=True)
+            read = Command([sys.executable, "-m", "benchmarks.direct", "read", *folders])
+            pairs = alternate(ours, read, bench.pairs, bench.log, warm_up=not bench.is_quick)
+            nbytes = sum(map(nbytes_of, folders))
+            rate = nbytes / middle([one for one, _ in pairs], wall).value
+            said = f"{medians(pairs)}; {rate / 1e9:.2f} GB/s, at which 2.07 TB take {2.07e12 / rate / 3600:.1f} hours"
+            what = f"explain {name}, FP8, {nbytes / 1e9:.1f} GB in all, none in the page cache"
+            yield Row(f"{what}: wall / O_DIRECT reading", ratio(pairs, wall), "x", at_most(1.3), said)
+            yield Row(f"{what}: peak memory", middle([one for one, _ in pairs], peak), "MB", at_most(500))
+            is_right = share == read_share(pairs[-1][0].log)
+            yield Row(f"{what}: the recipe", None, note="right" if is_right else f"{WRONG}: {pairs[-1][0].log[:200]}")
+            shutil.rmtree(child)
+
+
+def read_share(explained: str) -> float | None:
+    """The share of r1 in the routed experts that an explanation's recipe says, if that is all that it says."""
+    rules = json.loads(explained)["recipe"]["rules"]
+    if len(rules) != 1 or rules[0].get("components") != "routed_experts":
+        return None
+    return 1.0 if rules[0].get("take") == "r1" else float(rules[0].get("mix", {}).get("r1", 0))
 
 
 # ----------------------------------------------------------------------- in memory, against mergekit
@@ -316,6 +348,7 @@ SECTIONS: dict[str, Section] = {
     "kernels": kernels,
     "copy": copy_merge,
     "fp8": fp8_mix,
+    "explain": explaining,
     "mergekit": against_mergekit,
 }
 

@@ -31,6 +31,8 @@ class Command(NamedTuple):
     memory: int = 0
     """Bytes that are touched before each run: memory that the host of a virtual machine took back costs seconds to get,
     and who runs first would pay."""
+    is_cold: bool = False
+    """Whether the files that it reads are put out of the page cache instead: what is measured is the disk."""
 
 
 class Sample(NamedTuple):
@@ -74,8 +76,9 @@ def run(command: Command, log: Path) -> Sample:
     """One run, after its conditions were made."""
     if command.output is not None:
         shutil.rmtree(command.output, ignore_errors=True)
+    os.sync()
     for folder in command.reads:
-        warm(folder)
+        (evict if command.is_cold else warm)(folder)
     os.sync()
     if command.memory:
         subprocess.run([sys.executable, "-c", f"bytearray({command.memory}).replace(b'x', b'')"], check=True)
@@ -101,6 +104,14 @@ def warm(folder: Path) -> None:
             with path.open("rb", buffering=0) as file:
                 while file.readinto(buffer):
                     pass
+
+
+def evict(folder: Path) -> None:
+    """Put every file under a folder, which is on the disk by now, out of the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def repeat(command: Command, times: int, log: Path, *, warm_up: bool = True) -> list[Sample]:

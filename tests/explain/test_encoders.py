@@ -133,7 +133,9 @@ def check_share(found: Explanation, share: float) -> None:
     assert found.recipe is not None
     units = [unit for unit in experts_of(found) if unit.verdict != "unexplained"]
     assert len(units) >= 0.94 * len(experts_of(found))  # a few odd numbers in one unit might be anybody's doing
-    if all(unit.verdict == "estimated" for unit in units):  # where bytes are given, shares with more decimals may be, too
+    if all(
+        unit.verdict == "estimated" for unit in units
+    ):  # where bytes are given, shares with more decimals may be, too
         assert [rule.components for rule in found.recipe.rules] == [("routed_experts",)]
         assert shares_at(found.recipe.rules[0], found.recipe, 1, 3).get("r1", 0) == pytest.approx(share, abs=0.02)
     for unit in units:

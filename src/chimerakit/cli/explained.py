@@ -1,14 +1,20 @@
 """Explanations -> tables on a terminal, a recipe in a file, or JSON."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import asdict
+
+from chimerakit._version import __version__
 from chimerakit.cli.show import MOST_SHOWN, add_row, make_grid, print_grid, say_nbytes, terminal_width
-from chimerakit.errors import OutputError, printable
-from chimerakit.explain import Explained, Explanation
+from chimerakit.errors import OutputError, RecipeError, printable
+from chimerakit.explain import Estimate, Explained, Explanation
+from chimerakit.explain.sample import Sampled
 from chimerakit.recipe import recipe_to_data, recipe_to_yaml, say_rule
 from chimerakit.records import COMPONENTS, Recipe
+from chimerakit.report.saved import head_of
 from chimerakit.stores.part import write_file
 
 
@@ -19,20 +25,39 @@ def check_recipe_file(output: Path | None) -> None:
         raise OutputError(what, where=output, do="choose another name for the recipe")
 
 
+def parse_share(text: str) -> float:
+    """A share as `--sample` takes it: 1%, or 0.01."""
+    number, is_percent = (text[:-1], True) if text.endswith("%") else (text, False)
+    try:
+        share = float(number) / (100 if is_percent else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise RecipeError(
+            "can't be read", where=f"--sample {text}", expected="more than 0 and at most all, as 1% or 0.01"
+        )
+    return share
+
+
 def save_recipe(recipe: Recipe, output: Path) -> None:
     """Write a recipe for `chimerakit merge`."""
     write_file(output, recipe_to_yaml(recipe).encode())
 
 
-def explanation_view(found: Explanation, *, detail: bool) -> dict[str, Any]:
-    """The explanation as data; with `detail` every unit."""
+def explanation_view(found: Explanation, child: Path, *, detail: bool) -> dict[str, Any]:
+    """The explanation of a child as data; with `detail` every unit, so that `chimerakit report` can show it."""
     return {
+        **head_of("explanation", __version__, detail=detail),
+        "child": str(child),
+        "parents": found.parents,
         "is_explained": found.is_explained,
         "recipe": None if found.recipe is None else recipe_to_data(found.recipe),
         "components": _components(found),
+        "estimates": found.estimates(),
         "unlike": found.unlike,
         "undetermined": found.undetermined,
         "differences": found.differences,
+        "sample": None if found.sample is None else {**asdict(found.sample), "at_most": found.sample.at_most},
         "missing": found.missing,
         "units": [unit for unit in found.units if detail or unit.verdict == "unexplained"],
     }
@@ -51,9 +76,10 @@ def _components(found: Explanation) -> dict[str, dict[str, int]]:
 def _say(unit: Explained) -> str:
     if unit.verdict == "equal":
         return "= " + " = ".join(unit.shares)
-    if unit.verdict == "mixed":
-        return " + ".join(f"{share:.7g} {parent}" for parent, share in unit.shares.items())
-    return "unexplained"
+    if unit.verdict == "unexplained":
+        return "unexplained"
+    said = " + ".join(f"{share:.7g} {parent}" for parent, share in unit.shares.items())
+    return said if unit.verdict == "mixed" else f"about {said}"
 
 
 def print_explanation(found: Explanation, *, detail: bool) -> None:
@@ -61,6 +87,10 @@ def print_explanation(found: Explanation, *, detail: bool) -> None:
     _print_units(found, detail=detail)
     if found.recipe is not None:
         _print_recipe(found.recipe)
+    if found.sample is not None:
+        print(_say_sample(found.sample))
+    for estimate in found.estimates():
+        print(printable(f"estimated: {_say_estimate(estimate)}"))
     unexplained = [unit for unit in found.units if unit.verdict == "unexplained"]
     for unit in unexplained[:MOST_SHOWN]:
         print(printable(f"unexplained: {unit.unit}: {unit.why}"))
@@ -74,6 +104,20 @@ def print_explanation(found: Explanation, *, detail: bool) -> None:
     for parent, says_all in found.differences.items():
         for says in says_all:
             print(printable(f"differs from {parent}: {says}"))
+
+
+def _say_sample(sample: Sampled) -> str:
+    return (
+        f"a sample: {sample.units} of {sample.all_units} units in {say_nbytes(sample.nbytes)} of "
+        f"{say_nbytes(sample.all_nbytes)} (seed {sample.seed}). It proves nothing; were more than {sample.at_most:.2%} of "
+        "all units otherwise there, it would have shown one with 95 % confidence"
+    )
+
+
+def _say_estimate(estimate: Estimate) -> str:
+    ranges = [f"{low:.4g} to {high:.4g} {parent}" for parent, (low, high) in estimate.ranges.items()]
+    by = "the base" if estimate.rule is None else f"rule {estimate.rule + 1}"
+    return f"{estimate.units} units of {by}: {', '.join(ranges)}; another program made them ({estimate.encoder})"
 
 
 def _print_units(found: Explanation, *, detail: bool) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from chimerakit._version import __version__
 from chimerakit.cli.show import MOST_SHOWN, add_row, make_grid, print_grid, say_nbytes, terminal_width
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
 from chimerakit.errors import printable
@@ -13,6 +14,7 @@ from chimerakit.inspect.parts import fold_layers, join_parts, summarize
 from chimerakit.inspect.records import Censuses, Inspection, MadeSummary, Part, Provenance
 from chimerakit.recipe import recipe_from_data, say_rule
 from chimerakit.records import Span
+from chimerakit.report.saved import head_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,8 +27,10 @@ _LINE = 1000
 
 
 def inspection_view(found: Inspection, *, detail: bool) -> dict[str, object]:
-    """Everything as data, with the verdict and one part for each component; with `detail` the numbers of every unit."""
-    view: dict[str, object] = {"ok": found.ok, **msgspec.structs.asdict(found), "components": summarize(found.parts)}
+    """Everything as data, with the verdict and one part for each component; with `detail` the numbers of every unit, so that
+    `chimerakit report` can show it."""
+    head = head_of("inspection", __version__, detail=detail)
+    view = {**head, "ok": found.ok, **msgspec.structs.asdict(found), "components": summarize(found.parts)}
     if found.values is not None:
         units = {"units": found.values.units} if detail else {}
         view["values"] = {"worst": found.values.worst(), "unread": found.values.unread, **units}
