@@ -51,9 +51,9 @@ def test_the_tightest_that_does_for_nearly_all_is_taken() -> None:
 
 def test_one_unit_with_few_odd_numbers_was_changed_by_hand() -> None:
     """It stays unexplained, and nothing else is doubted; with many odd numbers it is estimated."""
-    others = [given(n, 0.75, FLOAT32) for n in range(30)]
-    assert encoders([*others, missed(30, FLOAT32, is_touched=True)]) == [""] * 30 + ["none"]
-    assert encoders([*others, missed(30, FLOAT32)]) == [""] * 30 + [FLOAT32]
+    others = [given(n, 0.75, FLOAT32) for n in range(60)]
+    assert encoders([*others, missed(60, FLOAT32, is_touched=True)]) == [""] * 60 + ["none"]
+    assert encoders([*others, missed(60, FLOAT32)]) == [""] * 60 + [FLOAT32]
 
 
 def test_shares_that_give_bytes_by_chance_give_way() -> None:

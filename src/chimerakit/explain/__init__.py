@@ -19,7 +19,7 @@ from msgspec import Struct
 from chimerakit.anatomy import Anatomy
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener, ignore
-from chimerakit.explain.encoders import decide
+from chimerakit.explain.encoders import decide, is_other
 from chimerakit.explain.evidence import Evidence
 from chimerakit.explain.passes import Passes
 from chimerakit.explain.rules import Model, find_recipe
@@ -132,7 +132,8 @@ def explain_child(
     """
     drawn = None if sample is None else (sample, seed)
     passes = Passes(open_checkpoint(child), parents, threads, max_memory, listener, drawn)
-    evidence = decide(passes.look())
+    seen = passes.look()
+    evidence = decide(passes.doubt(seen) if is_other(seen) else seen)
     unlike = {name: tuple(differences(passes.child, parent)) for name, parent in parents.items()}
     model = Model(tuple(parents), passes.num_layers)
     measure = passes.measure if sample is None else None

@@ -17,16 +17,25 @@ _RARE = 0.02
 """The share of units that somebody may have changed by hand."""
 
 
+def is_other(evidence: Sequence[Evidence]) -> bool:
+    """Whether another encoder made the child: units that chimerakit's arithmetic does not give are more than a few."""
+    return sum(map(_is_missed, evidence)) > _RARE * len(evidence)
+
+
 def decide(evidence: Sequence[Evidence]) -> list[Evidence]:
     """The evidence with mixtures by the encoder that made the child, where chimerakit's arithmetic does not give it."""
-    missed = [found for found in evidence if found.others and found.mixture is None]
-    by_chance = [found for found in evidence if found.others and found.mixture is not None]
-    if len(missed) <= _RARE * len(evidence):
-        missed, by_chance = [found for found in missed if not found.is_touched], []
-    names = [[other.encoder for other in found.others] for found in missed]
+    if is_other(evidence):  # what has bytes by chance gives way
+        doubtful = [found for found in evidence if found.others]
+    else:
+        doubtful = [found for found in evidence if _is_missed(found) and not found.is_touched]
+    names = [[other.encoder for other in found.others] for found in doubtful if _is_missed(found)]
     encoder = next((r.name for r in OTHERS if sum(r.name in there for there in names) >= _MOST * len(names)), "")
-    ours = {found.unit: _by(encoder, found.others) for found in (*missed, *by_chance)}
+    ours = {found.unit: _by(encoder, found.others) for found in doubtful}
     return [replace(found, mixture=ours.get(found.unit, found.mixture)) for found in evidence]
+
+
+def _is_missed(found: Evidence) -> bool:
+    return bool(found.others) and found.mixture is None
 
 
 def _by(encoder: str, others: Sequence[Mixture]) -> Mixture:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 CHILD = "child"
 _LOOKED_AT = 1 << 12
 """Numbers of a unit that candidates are found with. The interval that they leave is about as narrow as they are many."""
+_GLANCED_AT = 1 << 9
+"""Numbers of a unit that is known to be a parent's, to see that it is no mix."""
 _ESTIMATED_FROM = 1 << 14
 """Numbers of each corner of a unit that another encoder's shares are estimated from."""
 _ADDED = 1 << 12
@@ -143,6 +145,18 @@ def gives(row: Row, unit: ScanUnit, inputs: Inputs, report: Report) -> bool:
     return not _make_again(row, unit, inputs, report, is_enough=1).count
 
 
+def doubt(found: Evidence, unit: ScanUnit, inputs: Inputs, report: Report) -> Evidence:
+    """The evidence of a unit whose bytes shares give, with what other encoders may have done if that may be chance."""
+    unmixing = _Unmixing(unit, list(found.readable), inputs, report)
+    return replace(found, others=unmixing.others()) if unmixing.is_small else found
+
+
+def outline(unit: ScanUnit, equal: str, parents: Sequence[str], inputs: Inputs, report: Report) -> tuple[Bound, ...]:
+    """What a few numbers of a unit that is a parent's allow besides: shares of all these parents, in their order."""
+    unmixing = _Unmixing(unit, list(parents), inputs, report)
+    return unmixing.outline({equal: 1.0})
+
+
 class _UnlikeError(Exception):
     """What was made differs, and that is enough; never seen outside."""
 
@@ -213,7 +227,7 @@ class _Unmixing:
         """The evidence, with the shares if there are any, and what speaks against their giving all bytes."""
         if self._holds_codes:
             why = f"FP8 codes and their scales are stored as {self._unit.sides[CHILD].storage}"
-            return replace(found, others=tuple(self._others()), why=why)
+            return replace(found, others=self.others(), why=why)
         clues = self._clues(OWN, self._panels[:1], _LOOKED_AT)
         tried: list[list[tuple[str, float]]] = []
         almost: tuple[Mixture, ...] = ()
@@ -223,24 +237,33 @@ class _Unmixing:
                 break
             tried.append(list(shares.items()))
             if not self._contradict(clues, shares):
-                is_small = sum(panel.rows * panel.cols for panel in self._panels) <= _ESTIMATED_FROM
-                others = tuple(self._others()) if is_small else almost
-                return replace(found, mixture=self._mixture(clues, shares), others=others)
+                return replace(found, mixture=self._mixture(clues, shares), others=almost)
             if not almost and not clues.unmet(self._at(shares)):
                 almost = (replace(self._mixture(clues, shares), encoder=OTHERS[0].name),)
         unlike, why = self._nearest(clues)
         scales = sum(numel_of(tensor.shape) for tensor in self._unit.sides[CHILD].tensors[1:])
-        return replace(found, others=tuple(self._others()), is_touched=unlike <= 1 + scales // _FEW_OF, why=why)
+        return replace(found, others=self.others(), is_touched=unlike <= 1 + scales // _FEW_OF, why=why)
 
-    def _others(self) -> Iterator[Mixture]:
+    @property
+    def is_small(self) -> bool:
+        """Whether all numbers of the unit are few enough that shares may give them by chance."""
+        return sum(panel.rows * panel.cols for panel in self._panels) <= _ESTIMATED_FROM
+
+    def outline(self, shares: Mapping[str, float]) -> tuple[Bound, ...]:
+        """What a few numbers allow around shares that give all of them."""
+        return self._mixture(self._clues(OWN, self._panels[:1], _GLANCED_AT), shares).bounds
+
+    def others(self) -> tuple[Mixture, ...]:
         """Shares that other encoders may have used."""
+        found = []
         for rounding in OTHERS:
             if self._may_be_apart() if rounding.is_apart else not self._holds_codes:
                 corners = self._panels[:: -(-len(self._panels) // _CORNERS)]
                 clues = self._clues(rounding, corners, _ESTIMATED_FROM)
                 shares = next(self._candidates(clues), None)
                 if shares is not None:
-                    yield self._mixture(clues, shares)
+                    found.append(self._mixture(clues, shares))
+        return tuple(found)
 
     def _may_be_apart(self) -> bool:
         """Whether there are codes and scales that could be averaged apart; where scales agree, that is no other thing."""

@@ -6,12 +6,12 @@ is out of the way, which can only make the rest easier. So only boxes that can't
 rules before more. A recipe of boxes is therefore never folded into more rules than it had, unless the search is cut
 short.
 
-Sets of units are whole numbers with a bit for each: a model of fifty thousand units has some tens of bytes of them once
-those that no box can tell apart count as one.
+Sets of units are whole numbers with a bit for each. Layers, and experts, to which the same was done everywhere are alike:
+the search is over one of each kind, so a model of fifty thousand units is a few dozen cells as a rule.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from chimerakit.records import Role
 
@@ -20,6 +20,8 @@ K = TypeVar("K", bound=str | int)
 
 _MOST_LISTS = 600
 """Beginnings of lists that are looked at, of each length."""
+_MOST_CELLS = 1 << 20
+"""Cells in all of them together: where no two layers are alike, there is no rule to be found in boxes."""
 _MOST_SETS = 64
 """Sets of kinds or of experts that are considered for one action."""
 
@@ -46,30 +48,46 @@ class _Box(NamedTuple):
     inside: Bits
 
 
-class _Grid:
-    """The units; those that no box can tell apart count as one cell."""
+class _Key(NamedTuple):
+    """All that a selector can say of a unit."""
 
-    def __init__(self, roles: Sequence[Role], kinds: Sequence[str]):
-        keys = [(kind, role.layer, role.expert, role.mtp) for kind, role in zip(kinds, roles, strict=True)]
-        cells = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        self.cell_of = [cells[key] for key in keys]
-        """For each unit its cell."""
+    kind: str
+    layer: int | None
+    expert: int | None
+    mtp: bool
+
+
+class _Grid:
+    """Cells: units that no box can tell apart. cells: for each its key, and a bit for each action that fits it."""
+
+    def __init__(self, cells: Mapping[_Key, Bits], num_actions: int):
         self.size = len(cells)
         self.everything: Bits = (1 << self.size) - 1
-        self.kinds: dict[str, Bits] = {}
-        self.layers: dict[int, Bits] = {}
-        self.experts: dict[int, Bits] = {}
-        self.mtp: Bits = 0
-        for (kind, layer, expert, mtp), number in cells.items():
-            bit = 1 << number
-            self.kinds[kind] = self.kinds.get(kind, 0) | bit
-            if layer is not None and not mtp:
-                self.layers[layer] = self.layers.get(layer, 0) | bit
-            if expert is not None:
-                self.experts[expert] = self.experts.get(expert, 0) | bit
-            self.mtp |= bit * mtp
-        self.layers = dict(sorted(self.layers.items()))
-        self.experts = dict(sorted(self.experts.items()))
+        kinds, layers, experts = dict[str, list[int]](), dict[int, list[int]](), dict[int, list[int]]()
+        mtp = list[int]()
+        for number, key in enumerate(cells):
+            kinds.setdefault(key.kind, []).append(number)
+            if key.layer is not None and not key.mtp:
+                layers.setdefault(key.layer, []).append(number)
+            if key.expert is not None:
+                experts.setdefault(key.expert, []).append(number)
+            if key.mtp:
+                mtp.append(number)
+        self.kinds = {kind: self._bits(numbers) for kind, numbers in kinds.items()}
+        self.layers = {layer: self._bits(numbers) for layer, numbers in sorted(layers.items())}
+        self.experts = {expert: self._bits(numbers) for expert, numbers in sorted(experts.items())}
+        self.mtp = self._bits(mtp)
+        self.actions = [
+            self._bits([number for number, fitting in enumerate(cells.values()) if fitting >> action & 1])
+            for action in range(num_actions)
+        ]
+        """The cells that each action fits."""
+
+    def _bits(self, numbers: Iterable[int]) -> Bits:
+        found = bytearray(self.size // 8 + 1)
+        for number in numbers:
+            found[number >> 3] |= 1 << (number & 7)
+        return int.from_bytes(found, "little")
 
     def inside(self, selector: Selector) -> Bits:
         """The cells that a selector names."""
@@ -138,40 +156,75 @@ def fold(roles: Sequence[Role], kinds: Sequence[str], fits: Sequence[Sequence[bo
     roles, kinds: of each unit. fits: for each action, whether it fits each unit. base: the action of whatever no rule
     takes.
     """
-    grid = _Grid(roles, kinds)
-    actions = []
-    for fitting in fits:
-        unfit = {cell for cell, fit in zip(grid.cell_of, fitting, strict=True) if not fit}
-        actions.append(grid.everything & ~sum(1 << cell for cell in unfit))
-    if _any_of(actions) != grid.everything:
+    cells: dict[_Key, Bits] = {}
+    for role, kind, fitting in zip(roles, kinds, zip(*fits, strict=True), strict=True):
+        key = _Key(kind, role.layer, role.expert, role.mtp)
+        cells[key] = cells.get(key, -1) & sum(1 << action for action, is_fit in enumerate(fitting) if is_fit)
+    if not all(cells.values()):
         return None
+    layers, experts = _alike(cells, "layer"), _alike(cells, "expert")
+    few = {key: fitting for key, fitting in cells.items() if _is_first(key, layers, experts)}
+    grid = _Grid(few, len(fits))
     for length in range(grid.size + 1):
-        search = _Search(grid, actions, base)
+        search = _Search(grid, base)
         found = search.lists(grid.everything, length)
         if found is not None:
-            return _simplified(grid, actions, base, found)
-        if search.looked_at >= _MOST_LISTS:
+            rules = [Taken(rule.action, _of_all(rule.selector, layers, experts)) for rule in found]
+            return _simplified(_Grid(cells, len(fits)), base, rules)
+        if search.is_exhausted:
             return None
     return None
 
 
-class _Search:
-    """Looks for lists of one length. actions: the cells that each fits."""
+def _alike(cells: Mapping[_Key, Bits], what: Literal["layer", "expert"]) -> dict[int, int]:
+    """For each main layer, or expert, the first one to which the same was done everywhere."""
+    done: dict[int, list[tuple[_Key, Bits]]] = {}
+    for key, fitting in cells.items():
+        number = key.layer if what == "layer" else key.expert
+        if number is not None and not (key.mtp and what == "layer"):
+            rest = key._replace(layer=None) if what == "layer" else key._replace(expert=None)
+            done.setdefault(number, []).append((rest, fitting))
+    first: dict[frozenset[tuple[_Key, Bits]], int] = {}
+    return {number: first.setdefault(frozenset(here), number) for number, here in sorted(done.items())}
 
-    def __init__(self, grid: _Grid, actions: Sequence[Bits], base: int):
-        self.looked_at = 0
+
+def _is_first(key: _Key, layers: Mapping[int, int], experts: Mapping[int, int]) -> bool:
+    """Whether a cell stands for those that are like it."""
+    is_layer = key.mtp or key.layer is None or layers[key.layer] == key.layer
+    return is_layer and (key.expert is None or experts[key.expert] == key.expert)
+
+
+def _of_all(selector: Selector, layers: Mapping[int, int], experts: Mapping[int, int]) -> Selector:
+    """A selector of the first layers and experts, and of those that are like them."""
+
+    def widened(numbers: tuple[int, ...] | None, first: Mapping[int, int]) -> tuple[int, ...] | None:
+        return None if numbers is None else tuple(number for number in first if first[number] in numbers)
+
+    return selector._replace(layers=widened(selector.layers, layers), experts=widened(selector.experts, experts))
+
+
+class _Search:
+    """Looks for lists of one length."""
+
+    def __init__(self, grid: _Grid, base: int):
+        self._left = min(_MOST_LISTS, 1 + _MOST_CELLS // (1 + grid.size))
         self._grid = grid
-        self._actions = actions
+        self._actions = grid.actions
         self._base = base
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether it gave up."""
+        return self._left == 0
 
     def lists(self, left: Bits, length: int) -> list[Taken] | None:
         """A list of at most so many rules for the cells that are left."""
         needy = left & ~self._actions[self._base]
         if not needy:
             return []
-        if _least(self._actions, needy) > length or self.looked_at >= _MOST_LISTS:
+        if _least(self._actions, needy) > length or self.is_exhausted:
             return None
-        self.looked_at += 1
+        self._left -= 1
         for rule, taken in self._first_rules(left, needy, is_last=length == 1):
             rest = self.lists(left & ~taken, length - 1)
             if rest is not None:
@@ -209,30 +262,30 @@ def _least(actions: Sequence[Bits], needy: Bits) -> int:
 # ------------------------------------------------------------------------------------------ plain words
 
 
-def _simplified(grid: _Grid, actions: Sequence[Bits], base: int, rules: Sequence[Taken]) -> list[Taken]:
+def _simplified(grid: _Grid, base: int, rules: Sequence[Taken]) -> list[Taken]:
     """The same rules, each in the fewest words that leave every unit with something that fits it."""
     rules = list(rules)
     for number in reversed(range(len(rules))):
-        needed = _unfit(grid, actions, base, [*rules[:number], *rules[number + 1 :]])
+        needed = _unfit(grid, base, [*rules[:number], *rules[number + 1 :]])
         if not needed:
             del rules[number]
             continue
         for selector in _wordings(grid, needed):
             shorter = [*rules[:number], Taken(rules[number].action, selector), *rules[number + 1 :]]
-            if not _unfit(grid, actions, base, shorter):
+            if not _unfit(grid, base, shorter):
                 rules = shorter
                 break
     return rules
 
 
-def _unfit(grid: _Grid, actions: Sequence[Bits], base: int, rules: Sequence[Taken]) -> Bits:
+def _unfit(grid: _Grid, base: int, rules: Sequence[Taken]) -> Bits:
     """The cells to which these rules do what does not fit them."""
     left, found = grid.everything, 0
     for rule in rules:
         taken = left & grid.inside(rule.selector)
-        found |= taken & ~actions[rule.action]
+        found |= taken & ~grid.actions[rule.action]
         left &= ~taken
-    return found | left & ~actions[base]
+    return found | left & ~grid.actions[base]
 
 
 def _wordings(grid: _Grid, needed: Bits) -> Iterator[Selector]:

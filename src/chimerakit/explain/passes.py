@@ -11,9 +11,10 @@ from chimerakit.compare import measure_units
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener, Report
 from chimerakit.execute import Inputs
-from chimerakit.explain.evidence import CHILD, Evidence, gives, look_at, made_of_shares
+from chimerakit.explain.evidence import CHILD, Evidence, doubt, gives, look_at, made_of_shares, outline
 from chimerakit.explain.rules import Question
 from chimerakit.explain.sample import Sampled, cut_row, cut_unit, draw, nbytes_on
+from chimerakit.numerics.cells import Bound
 from chimerakit.plan.memory import scan_threads_within
 from chimerakit.plan.panels import cut
 from chimerakit.records import Checkpoint, Row, Unit
@@ -56,6 +57,8 @@ class Passes:
         )
         self._listener = listener
         self._answers: dict[Question, bool] = {}
+        self._seen: dict[str, Evidence] = {}
+        self._outlines: dict[str, tuple[Bound, ...]] = {}
         self._distances: dict[tuple[str, str, frozenset[str]], Mapping[str, float]] = {}
 
     def _problems(self) -> list[str]:
@@ -79,7 +82,18 @@ class Passes:
             return look_at(unit, self._objections(unit), inputs, report)
 
         found = self._scan("looking at units", ask, [name for name in self._mine if name in self._spans])
-        return [replace(each, nbytes=nbytes_on(CHILD, [self._mine[name]])) for name, each in found.items()]
+        self._seen = {name: replace(each, nbytes=nbytes_on(CHILD, [self._mine[name]])) for name, each in found.items()}
+        return list(self._seen.values())
+
+    def doubt(self, evidence: Sequence[Evidence]) -> list[Evidence]:
+        """The same, as another encoder made the child: shares that give the bytes of a small unit may do so by chance."""
+        given = {found.unit: found for found in evidence if found.mixture is not None and not found.others}
+
+        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> Evidence:
+            return doubt(given[unit.name], unit, inputs, report)
+
+        doubted = self._scan("looking at small units", ask, given)
+        return [doubted.get(found.unit, found) for found in evidence]
 
     def sampled(self) -> Sampled | None:
         """What is looked at, if it is not all."""
@@ -91,18 +105,41 @@ class Passes:
         return Sampled(*self._sample, len(units), len(everything), nbytes, all_nbytes)
 
     def resolve(self, questions: Sequence[Question]) -> Mapping[Question, bool]:
-        """Whether shares give units, found out by making them again."""
+        """Whether shares give units, found out by making them again; in memory where an outline tells that they don't."""
         waiting: dict[str, list[Question]] = {}
         for question in questions:
             if question not in self._answers:
-                waiting.setdefault(question[0], []).append(question)
+                if self._is_outside(question, self._outlines.get(question[0], ())):
+                    self._answers[question] = False
+                else:
+                    waiting.setdefault(question[0], []).append(question)
 
-        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> dict[Question, bool]:
-            return {q: gives(made_of_shares(unit, dict(q[1])), unit, inputs, report) for q in waiting[unit.name]}
+        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> tuple[tuple[Bound, ...], dict[Question, bool]]:
+            bounds = self._outlines.get(unit.name)
+            if bounds is None:
+                bounds = self._outline(unit, inputs, report)
+            return bounds, {
+                question: not self._is_outside(question, bounds)
+                and gives(made_of_shares(unit, dict(question[1])), unit, inputs, report)
+                for question in waiting[unit.name]
+            }
 
-        for answers in self._scan("making units again", ask, waiting).values():
+        for name, (bounds, answers) in self._scan("making units again", ask, waiting).items():
+            self._outlines[name] = bounds
             self._answers.update(answers)
         return self._answers
+
+    def _outline(self, unit: ScanUnit, inputs: Inputs, report: Report) -> tuple[Bound, ...]:
+        """What a few numbers of a unit allow, if it is a parent's; rules ask of many such whether they might be mixes."""
+        seen = self._seen[unit.name]
+        equal = next((parent for parent in seen.equal if parent in seen.readable), None)
+        return () if equal is None else outline(unit, equal, seen.readable, inputs, report)
+
+    def _is_outside(self, question: Question, bounds: Sequence[Bound]) -> bool:
+        """Whether numbers tell that shares do not give a unit."""
+        shares = dict(question[1])
+        at = [shares.get(parent, 0.0) for parent in self._seen[question[0]].readable]
+        return not all(bound.allows(at) for bound in bounds)
 
     def check(self, rows: Mapping[str, Row], evidence: Sequence[Evidence]) -> dict[str, str]:
         """Units that a plan does not give after all, and why: nothing is believed of how its recipe was found.

@@ -7,6 +7,7 @@ them again. A unit that nothing explains may be anything and is in no rule's way
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, permutations
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from chimerakit.explain.evidence import Evidence, Mixture
-from chimerakit.explain.fold import Selector, fold
+from chimerakit.explain.fold import Selector, Taken, fold
 from chimerakit.numerics.cells import Interval
 from chimerakit.recipe import SUM_TOLERANCE, shares_at
 from chimerakit.records import COMPONENTS, Component, Gradient, Recipe, Role, Rule, Span
@@ -84,13 +85,34 @@ def _foldings(
     roles = [found.role for found in evidence]
     names = [_exactly(found.unit) for found in evidence]
     patterns = [_pattern(found.unit, found.role) for found in evidence]
-    for kinds in ([role.component for role in roles], patterns, names):
+    for kinds in ([role.component for role in roles], patterns):
         rules = fold(roles, kinds, fits, 0)
         if rules is not None:
-            is_involved = kinds is names or kinds is patterns or len(rules) > len({rule.action for rule in rules})
+            is_involved = kinds is patterns or len(rules) > len({rule.action for rule in rules})
             yield _Folding([_rule(actions[r.action], r.selector, roles, kinds) for r in rules], is_involved)
             if not is_involved:
                 return
+    chosen = _choose_actions(fits)
+    if chosen is not None:
+        named = {action: tuple(n for n, does in zip(names, chosen, strict=True) if does == action) for action in chosen}
+        rules = [Taken(action, Selector(kinds)) for action, kinds in named.items() if action]
+        yield _Folding([_rule(actions[rule.action], rule.selector, roles, names) for rule in rules], is_involved=True)
+
+
+def _choose_actions(fits: Sequence[Sequence[bool]]) -> list[int] | None:
+    """For each unit an action that fits it, the base's if it does; few different ones. None if nothing fits a unit."""
+    fitting = [tuple(action for action, is_fit in enumerate(each) if is_fit) for each in zip(*fits, strict=True)]
+    if not all(fitting):
+        return None
+    needy, chosen = Counter(each for each in fitting if 0 not in each), {0}
+    while needy:
+        most = Counter[int]()
+        for each, count in needy.items():
+            most.update(dict.fromkeys(each, count))
+        best = max(most, key=lambda action: (most[action], -action))
+        chosen.add(best)
+        needy = Counter({each: count for each, count in needy.items() if best not in each})
+    return [next(action for action in each if action in chosen) for each in fitting]
 
 
 def _with_deltas(
@@ -162,6 +184,7 @@ class _Facts:
         self._evidence = evidence
         self._model = model
         self._resolve = resolve
+        self._fits: dict[str, list[bool]] = {}
 
     # ------------------------------------------------------------------------------------------ actions
 
@@ -237,7 +260,7 @@ class _Facts:
         ends = sorted(points.values(), key=lambda found: found.role.layer or 0)
         support: dict[str, tuple[int, Rule]] = {}
         for first, last in combinations(ends if len(ends) <= 2 * _ENDS else [*ends[:_ENDS], *ends[-_ENDS:]], 2):
-            rule = self._gradient(first, last)
+            rule = self._gradient(first, last) if first.role.component == last.role.component else None
             if rule is not None and repr(rule) not in support:
                 support[repr(rule)] = sum(self._may(rule, found) for found in ends), rule
         return [rule for _, rule in sorted(support.values(), key=lambda found: -found[0])[:_FEW]]
@@ -269,9 +292,11 @@ class _Facts:
 
     def fit(self, action: Rule) -> list[bool]:
         """For each unit, whether the action gives its bytes."""
-        said = [self._say(action, found) for found in self._evidence]
-        answers = self._resolve([question for question in said if not isinstance(question, bool)])
-        return [known if isinstance(known, bool) else answers[known] for known in said]
+        if (name := repr(action)) not in self._fits:
+            said = [self._say(action, found) for found in self._evidence]
+            answers = self._resolve([question for question in said if not isinstance(question, bool)])
+            self._fits[name] = [known if isinstance(known, bool) else answers[known] for known in said]
+        return self._fits[name]
 
     def _shares(self, action: Rule, role: Role) -> dict[str, float]:
         return shares_at(action, self.stub, role.layer, self._model.num_layers)
