@@ -1,4 +1,4 @@
-"""What tests share: how hard hypothesis tries, and a disk that nobody waits for."""
+"""What tests share: how hard hypothesis tries, a disk and threads that nobody waits for."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.effort import EFFORT, examples
+
+# Matrices are so small that BLAS threads only wait for each other. It looks when numpy is loaded, so that processes that
+# tests start are not told.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("OPENBLAS_NUM_THREADS", "1")
+    import numpy as np  # noqa: F401
 
 settings.register_profile(
     EFFORT,
@@ -23,3 +29,14 @@ def impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda _: None)
         yield
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tests with torch on tensors so small that its threads only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from chimerakit.events import Advanced, Event
+from chimerakit.events import Advanced, Event, Listener
 from chimerakit.formats import open_checkpoint
 from chimerakit.merge import Merged, merge_parents
 from chimerakit.plan import make_plan
@@ -102,18 +102,23 @@ class LeftError(Exception):
     """What a listener raises when it has seen enough."""
 
 
-def interrupt(plan: Plan, child: Path, *, after: int, **options: Any) -> set[int]:
-    """Run a merge until it has written some bytes, then leave it; returns the jobs that have receipts."""
+def leave_after(nbytes: int) -> Listener:
+    """A listener that leaves when so much is done."""
     seen = 0
 
-    def leave(event: Event) -> None:
+    def listen(event: Event) -> None:
         nonlocal seen
         seen += event.amount if isinstance(event, Advanced) else 0
-        if seen >= after:
+        if seen >= nbytes:
             raise LeftError
 
+    return listen
+
+
+def interrupt(plan: Plan, child: Path, *, after: int, **options: Any) -> set[int]:
+    """Run a merge until it has written some bytes, then leave it; returns the jobs that have receipts."""
     with pytest.raises(LeftError):
-        merge_parents(plan, child, threads=1, listener=leave, **options)
+        merge_parents(plan, child, threads=1, listener=leave_after(after), **options)
     return receipts(child)
 
 

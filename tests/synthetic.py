@@ -6,6 +6,7 @@ Two checkpoints of the same `family` seed and other `seed`s are like fine-tunes 
 import json
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,11 @@ def layout(config: Mapping[str, Any] = CONFIG, *, mtp: bool = True) -> Iterable[
 
 def values(name: str, shape: tuple[int, ...], seed: int, spread: float = 0.25) -> npt.NDArray[np.float32]:
     """float32 weights of a tensor: common to all seeds but for a part of the size `spread`."""
+    return _drawn(name, tuple(shape), seed, spread).copy()
+
+
+@lru_cache(maxsize=1 << 10)  # a few checkpoints, of which most tests draw the same
+def _drawn(name: str, shape: tuple[int, ...], seed: int, spread: float) -> npt.NDArray[np.float32]:
     common = np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)
     own = np.random.default_rng([zlib.crc32(name.encode()), seed]).normal(size=shape)
     return ((common + spread * own) * 0.02).astype(np.float32)

@@ -28,7 +28,7 @@ from tests.effort import examples
 from tests.merging import contents, interrupt
 from tests.synthetic import SMALL
 
-pytestmark = pytest.mark.usefixtures("impatient")
+pytestmark = pytest.mark.usefixtures("impatient", "one_thread")
 NAMES = ("v3", "r1", "x")
 EXPERTS = "- {mix: {r1: 0.75}, delta: DELTA, components: routed_experts}"
 
@@ -83,7 +83,7 @@ def tensors(seed: int, storage: str) -> dict[str, Any]:
 MIXES: list[dict[str, float]] = [{"r1": 0.5}, {"r1": 1}, {"x": 0.25, "r1": 0.5}, {"x": 0.7}, {"r1": 0.4, "x": 0}]
 
 
-@settings(max_examples=examples(quick=12, ci=60, prove=600))
+@settings(max_examples=examples(quick=6, ci=60, prove=600))
 @given(
     storages=st.lists(st.sampled_from(["bf16", "fp8", "e8m0"]), min_size=2, max_size=3),
     mix=st.sampled_from(MIXES),

@@ -16,6 +16,8 @@ from chimerakit.table import Table, TableRow, say_verdict, summarize, verify_tab
 from tests import naive, synthetic
 from tests.merging import merge
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXPERT = "model.layers.1.mlp.experts.2.down_proj.weight"
 
 

@@ -603,7 +603,7 @@ def mutate(manifest: Any, spot: Spot, how: str, chance: random.Random) -> Any:
 
 @given(st.data())
 @settings(
-    max_examples=examples(quick=120, ci=500, prove=20_000),
+    max_examples=examples(quick=60, ci=500, prove=20_000),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from chimerakit.merge import merge_parents
     from chimerakit.plan import make_plan
     from chimerakit.recipe import load_recipe, parse_recipe
+    from chimerakit.report import load_result, make_report
     from chimerakit.table import verify_table
     from chimerakit.verify import verify_child
 
@@ -23,7 +24,9 @@ _HOMES = {
     "inspect_checkpoint": "chimerakit.inspect",
     "load_map": "chimerakit.compare",
     "load_recipe": "chimerakit.recipe",
+    "load_result": "chimerakit.report",
     "make_plan": "chimerakit.plan",
+    "make_report": "chimerakit.report",
     "merge_parents": "chimerakit.merge",
     "open_checkpoint": "chimerakit.formats",
     "parse_recipe": "chimerakit.recipe",
@@ -40,7 +43,9 @@ __all__ = [
     "inspect_checkpoint",
     "load_map",
     "load_recipe",
+    "load_result",
     "make_plan",
+    "make_report",
     "merge_parents",
     "open_checkpoint",
     "parse_recipe",

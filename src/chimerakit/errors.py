@@ -8,7 +8,8 @@
     ├── OutputError            the output folder can't be used: occupied, inside a parent, out of space
     ├── NonFiniteError         NaN or infinity in weights that would have to be mixed
     ├── ManifestError          a manifest is missing, damaged, or of another version
-    ├── MapError               a difference map is damaged, of another version, or of other checkpoints
+    ├── ResultError            a saved result is none, damaged, of another version, or too large to be shown
+    │   └── MapError           a difference map is damaged, of another version, or of other checkpoints
     └── MissingExtraError      an optional dependency is not installed
 
 A message says what, where (file, tensor), what was expected and found, and what to do. It never holds raw control
@@ -96,7 +97,11 @@ class ManifestError(ChimerakitError):
     """A manifest is missing, damaged, or of another version."""
 
 
-class MapError(ChimerakitError):
+class ResultError(ChimerakitError):
+    """What a verb saved (an explanation, an inspection, a map) is none, damaged, of another version, or can't be shown."""
+
+
+class MapError(ResultError):
     """A difference map is damaged, of another version, or of other checkpoints."""
 
 

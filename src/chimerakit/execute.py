@@ -23,6 +23,7 @@ from chimerakit.plan.ranges import copy_runs
 from chimerakit.records import Header, Input, Job, Made, Outcome, Plan, Receipt, Row
 from chimerakit.sinks import Digests, Files, Sink
 from chimerakit.stores.digest import digest_of
+from chimerakit.stores.direct import DirectReader
 from chimerakit.stores.local import CHUNK, Reader, Readers
 from chimerakit.stores.part import PAGE
 from chimerakit.stores.system import same_bytes
@@ -100,12 +101,16 @@ class Inputs:
         """To be called while nothing is done yet that counts: it may raise to stop."""
         self._roots = roots
         self._signatures = signatures
-        self._readers = Readers()
+        self._readers = Readers(DirectReader)
+        self._shards: dict[tuple[str, str], Reader] = {}
         self._memory: dict[str, npt.NDArray[np.uint8]] = {}
 
     def reader(self, parent: str, shard: str) -> Reader:
         """The open shard of a parent."""
-        return self._readers.get(Path(self._roots[parent], shard), self._signatures[parent][shard])
+        if (parent, shard) not in self._shards:  # asked for so often that putting paths together would show
+            path, signature = Path(self._roots[parent], shard), self._signatures[parent][shard]
+            self._shards[parent, shard] = self._readers.get(path, signature)
+        return self._shards[parent, shard]
 
     def memory(self, use: str, nbytes: int) -> "npt.NDArray[np.uint8]":
         """Memory for one use, the same for unit after unit: a fresh piece costs a page fault for every page."""

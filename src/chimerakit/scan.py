@@ -234,7 +234,7 @@ def _equal_among(sides: Mapping[str, Input], inputs: Inputs, report: Report) -> 
     """The pairs with the same bytes among sides whose tensors have the same dtypes and shapes; reports what it reads."""
     pairs = set(combinations(sides, 2))
     tensors = next(iter(sides.values())).tensors
-    buffers = {name: memoryview(bytearray()) for name in sides}
+    found = dict[str, memoryview]()
     size = _FIRST_LOOK  # sides that differ do so early, as a rule
     for number, tensor in enumerate(tensors):
         done = 0
@@ -243,12 +243,11 @@ def _equal_among(sides: Mapping[str, Input], inputs: Inputs, report: Report) -> 
         while done < tensor.nbytes and pairs:
             nbytes = min(size, CHUNK, tensor.nbytes - done)
             for name in {name for pair in pairs for name in pair}:
-                if len(buffers[name]) < nbytes:
-                    buffers[name] = memoryview(bytearray(nbytes))
                 there = sides[name].tensors[number]
-                inputs.reader(name, there.file).read_into(buffers[name][:nbytes], there.start + done)
+                found[name] = inputs.memory(f"bytes of {name}", nbytes)[:nbytes].data
+                inputs.reader(name, there.file).read_into(found[name], there.start + done)
                 report(nbytes)
-            pairs = {(a, b) for a, b in pairs if same_bytes(buffers[a][:nbytes], buffers[b][:nbytes])}
+            pairs = {(a, b) for a, b in pairs if same_bytes(found[a], found[b])}
             done += nbytes
             size *= 4
     return pairs

@@ -147,7 +147,7 @@ def test_what_could_not_be_compared_is_named_and_exits_with_1(tmp_path: Path) ->
         (("{a}", "{b}", "--map", "{map}"), "--map takes the place of checkpoints"),
         (("--map", "{map}", "-o", "{map}"), "--map takes the place of checkpoints"),
         (("{a}", "{b}", "-o", "{map}"), "is there already"),
-        (("{a}", "{b}", "-o", "{a}/no/map.npz"), "can't be opened: No such file or directory"),
+        (("{a}", "{b}", "-o", "{a}/no/map.npz"), "no/map.npz: its folder is not there"),
         (("--map", "{a}/config.json"), "this is no difference map"),
         (("--map", "{map}", "--deltas", "0.1,x"), "expected: shares from 0 to 1, as 0.1,0.5"),
         (("--map", "{map}", "--deltas", "10"), "expected: shares from 0 to 1, as 0.1,0.5"),

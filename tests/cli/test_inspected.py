@@ -9,7 +9,7 @@ import pytest
 
 from chimerakit import inspect_checkpoint
 from chimerakit.cli import inspected
-from chimerakit.cli.inspected import inspection_view, print_inspection, say_count
+from chimerakit.cli.inspected import inspection_view, print_inspection
 from chimerakit.inspect.records import Inspection
 from tests import synthetic
 from tests.cli.test_app import parse, run, run_on_terminal
@@ -149,12 +149,3 @@ def test_long_lists_end_with_how_many_more(tmp_path: Path, capsys: pytest.Captur
     assert text.count("unknown to deepseek_v3") == 20
     assert "\nand 3 more unknown tensors (--json shows all)" in text
     assert len(found.unknown) == 23
-
-
-@pytest.mark.parametrize(
-    ("number", "said"),
-    [(0, "0"), (999, "999"), (1000, "1.0k"), (671_026_419_200, "671.0B"), (5 * 10**15, "5000.0T")],
-)
-def test_counts_as_people_say_them(number: int, said: str) -> None:
-    """Thousands, millions, billions, trillions."""
-    assert say_count(number) == said

@@ -35,6 +35,8 @@ from tests.compare.models import (
 )
 from tests.merging import LeftError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Tensors = dict[str, synthetic.Array]
 
 

@@ -9,6 +9,8 @@ import torch
 from chimerakit.numerics.fp8 import decode_e8m0, encode_e8m0, encode_fp8
 from chimerakit.numerics.mix import relative_rms
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 SHAPES = [(1, 1), (1, 300), (128, 128), (128, 256), (64, 130), (37, 127), (128, 1), (3, 129)]

@@ -11,6 +11,8 @@ import torch
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
 from chimerakit.numerics.mix import Term, decode_scales, encode, mix, relative_rms
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 F32 = npt.NDArray[np.float32]
 STORAGES = ("F32", "F16", "BF16", FP8_BLOCK, FP8_BLOCK_UE8M0)
 PLAIN = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}

@@ -21,6 +21,8 @@ from chimerakit.numerics.routing import (
     score_experts,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GroupScore = Literal["best", "best_two"]
 
 

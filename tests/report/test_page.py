@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chimerakit.compare import DifferenceMap, save_map
-from chimerakit.errors import MapError, MissingExtraError
+from chimerakit.errors import MissingExtraError, ResultError
 from chimerakit.records import COMPONENTS, Role
 from chimerakit.report import Named, make_report
 from tests.merging import run_python
@@ -128,7 +128,7 @@ def test_without_a_script_tables_and_recipes_are_there() -> None:
 def test_too_many_cells_are_refused() -> None:
     """A file that names a thousand experts in a thousand layers, once each, does not fill memory."""
     units = [difference(str(n), Role("routed_experts", n, n), 1.0) for n in range(1000)]
-    with pytest.raises(MapError, match=r"at most 262,144 cells\n  found:    1,000 rows x 1,000 layers"):
+    with pytest.raises(ResultError, match=r"at most 262,144 cells\n  found:    1,000 rows x 1,000 layers"):
         make_report([Named("m.npz", map_of(units))])
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from chimerakit.cli.explained import explanation_view
 from chimerakit.cli.inspected import inspection_view
 from chimerakit.compare import save_map
-from chimerakit.errors import ChimerakitError, MapError
+from chimerakit.errors import ChimerakitError, ResultError
 from chimerakit.explain import Explanation
 from chimerakit.inspect import inspect_checkpoint
 from chimerakit.inspect.records import Inspection
@@ -95,7 +95,7 @@ def changed(data: bytes, **fields: Any) -> bytes:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(MapError) as refused:
+    with pytest.raises(ResultError) as refused:
         load_result(path)
     return str(refused.value)
 

@@ -1,24 +1,9 @@
-"""Numbers and names as a page says them."""
+"""Texts and figures as a page says them."""
 
 import math
 
-import pytest
-
-from chimerakit.report.words import say_count, say_lines, say_nbytes, say_number, say_share, say_text
-
-
-@pytest.mark.parametrize(
-    ("number", "said"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (688_586_727_753, "688.6 GB"), (5 * 10**15, "5,000.0 TB")],
-)
-def test_bytes_are_decimal(number: int, said: str) -> None:
-    """As disks and the hub count."""
-    assert say_nbytes(number) == said
-
-
-def test_counts_may_be_unknown() -> None:
-    """What headers and config do not say is not guessed."""
-    assert (say_count(671_026_419_200), say_count(7), say_count(None)) == ("671.0 B", "7", "unknown")
+from chimerakit.report.words import say_lines, say_number, say_share, say_text, say_way
+from tests.report.results import explained
 
 
 def test_figures_have_three_digits() -> None:
@@ -31,3 +16,14 @@ def test_texts_and_lists_end_where_nobody_reads_on() -> None:
     assert say_text("x" * 301) == "x" * 300 + " ..."
     lines = say_lines([str(n) for n in range(203)])
     assert (len(lines), lines[-1]) == (201, "and 3 more, which the saved result holds")
+
+
+def test_units_are_said_by_how_they_are_made() -> None:
+    """Equal to whom, mixed of whom, about what, or nothing that is known."""
+    units = [
+        explained("a", "norm", 0, {"v3": 1.0, "r1": 1.0}),
+        explained("b", "norm", 0, {"v3": 0.25, "r1": 0.75}),
+        explained("c", "norm", 0, {"v3": 0.3, "r1": 0.7}, verdict="estimated"),
+        explained("d", "norm", 0, {}, verdict="unexplained"),
+    ]
+    assert [*map(say_way, units)] == ["= v3 = r1", "0.25 v3 + 0.75 r1", "about 0.3 v3 + 0.7 r1", "unexplained"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chimerakit.stores.system import clone_range, first_unlike, reserve, same_bytes
+from chimerakit.stores.system import clone_range, first_unlike, is_cached, reserve, same_bytes
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300), st.booleans())
@@ -52,3 +52,24 @@ def test_a_clone_between_file_systems_is_not_there(tmp_path: Path) -> None:
     """A clone that can't be is answered, not raised: /proc has no blocks to share."""
     with Path("/proc/self/maps").open("rb") as source, (tmp_path / "out").open("wb") as target:
         assert not clone_range(source.fileno(), 0, 4096, target.fileno(), 0)
+
+
+def test_what_the_page_cache_holds_is_known(tmp_path: Path) -> None:
+    """Bytes just written are there; once they are put out, they are not, but for a page that was read again."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(1 << 20))
+    fd = os.open(file, os.O_RDWR)
+    try:
+        assert is_cached(fd, 5000, 100_000)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        if is_cached(fd, 5000, 100_000):
+            pytest.skip("this file system lives in memory")
+        os.pread(fd, 1, 8192)
+        assert is_cached(fd, 8192, 4096)
+        assert not is_cached(fd, 8191, 4096)
+        assert not is_cached(fd, 8192, 4097)
+    finally:
+        os.close(fd)
+    assert is_cached(fd, 0, 4096)  # nothing can be told, so nothing is done past the cache

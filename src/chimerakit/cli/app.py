@@ -21,6 +21,7 @@ from chimerakit.cli.flags import (
     RecipeFile,
     Takes,
     Threads,
+    check_new,
     nbytes_of,
     parents_of,
     plan_of,
@@ -204,7 +205,8 @@ def explain(
     from chimerakit.cli.progress import watching
     from chimerakit.explain import explain_child
 
-    explained.check_recipe_file(output)
+    if output is not None:
+        check_new(output, "choose another name for the recipe")
     share = None if sample is None else explained.parse_share(sample)
     parents = parents_of(parent)
     with watching(quiet=quiet) as listener:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from chimerakit.cli.flags import check_new
 from chimerakit.cli.routed import print_routers, router_gaps, router_view
-from chimerakit.cli.show import MOST_SHOWN, add_row, make_grid, print_grid, say_nbytes, terminal_width
+from chimerakit.cli.show import MOST_SHOWN, add_row, make_grid, print_grid, terminal_width
 from chimerakit.compare import (
     FIGURES,
     DifferenceMap,
@@ -24,7 +25,8 @@ from chimerakit.compare import (
     summarize_map,
     thresholds,
 )
-from chimerakit.errors import OutputError, RecipeError, printable
+from chimerakit.errors import RecipeError, printable
+from chimerakit.words import say_nbytes
 
 if TYPE_CHECKING:
     from chimerakit.events import Listener
@@ -50,8 +52,7 @@ def compare_into(
     compare = partial(compare_checkpoints, states=states, threads=threads, max_memory=max_memory, listener=listener)
     if output is None:
         return compare(a, b)
-    if output.exists():
-        raise OutputError("is there already", where=output, do="show it: compare --map; or choose another name")
+    check_new(output, "choose another name; what is there can be shown: compare --map")
     done = output.with_name(output.name + PARTIAL)
     found = compare(a, b, partial=done)
     save_map(found, output)

@@ -8,21 +8,16 @@ from typing import Any
 from msgspec.structs import asdict
 
 from chimerakit._version import __version__
-from chimerakit.cli.show import MOST_SHOWN, add_row, make_grid, print_grid, say_nbytes, terminal_width
-from chimerakit.errors import OutputError, RecipeError, printable
-from chimerakit.explain import Estimate, Explained, Explanation
+from chimerakit.cli.show import MOST_SHOWN, add_row, make_grid, print_grid, terminal_width
+from chimerakit.errors import RecipeError, printable
+from chimerakit.explain import Estimate, Explanation
 from chimerakit.explain.sample import Sampled
 from chimerakit.recipe import recipe_to_data, recipe_to_yaml, say_rule
-from chimerakit.records import COMPONENTS, Recipe
+from chimerakit.records import COMPONENTS, Component, Recipe
 from chimerakit.report.saved import head_of
+from chimerakit.report.words import say_way
 from chimerakit.stores.part import write_file
-
-
-def check_recipe_file(output: Path | None) -> None:
-    """Refuse a place for the recipe before work begins."""
-    if output is not None and (output.exists() or not output.absolute().parent.is_dir()):
-        what = "is there already" if output.exists() else "its folder is not there"
-        raise OutputError(what, where=output, do="choose another name for the recipe")
+from chimerakit.words import say_nbytes
 
 
 def parse_share(text: str) -> float:
@@ -63,23 +58,12 @@ def explanation_view(found: Explanation, child: Path, *, detail: bool) -> dict[s
     }
 
 
-def _components(found: Explanation) -> dict[str, dict[str, int]]:
+def _components(found: Explanation) -> dict[Component, dict[str, int]]:
     """For each component, how many units are made in which way."""
-    there = {unit.role.component for unit in found.units}
-    return {
-        component: dict(Counter(_say(unit) for unit in found.units if unit.role.component == component).most_common())
-        for component in COMPONENTS
-        if component in there
-    }
-
-
-def _say(unit: Explained) -> str:
-    if unit.verdict == "equal":
-        return "= " + " = ".join(unit.shares)
-    if unit.verdict == "unexplained":
-        return "unexplained"
-    said = " + ".join(f"{share:.7g} {parent}" for parent, share in unit.shares.items())
-    return said if unit.verdict == "mixed" else f"about {said}"
+    ways: dict[Component, Counter[str]] = {}
+    for unit in found.units:
+        ways.setdefault(unit.role.component, Counter())[say_way(unit)] += 1
+    return {component: dict(ways[component].most_common()) for component in COMPONENTS if component in ways}
 
 
 def print_explanation(found: Explanation, *, detail: bool) -> None:
@@ -124,7 +108,7 @@ def _print_units(found: Explanation, *, detail: bool) -> None:
     grid = make_grid("", *(["unit"] if detail else ["component", "units"]), "bytes", "the child is")
     if detail:
         for unit in found.units:
-            add_row(grid, unit.unit, say_nbytes(unit.nbytes), _say(unit))
+            add_row(grid, unit.unit, say_nbytes(unit.nbytes), say_way(unit))
     else:
         for component, ways in _components(found).items():
             nbytes = sum(unit.nbytes for unit in found.units if unit.role.component == component)

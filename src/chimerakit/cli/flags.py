@@ -1,4 +1,4 @@
-"""The flags that verbs share, and what they mean: flags -> recipes, parents, plans, numbers of bytes."""
+"""The flags that verbs share, and what they mean: flags -> recipes, parents, plans, numbers of bytes, places."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chimerakit.errors import RecipeError
+from chimerakit.errors import OutputError, RecipeError
 
 if TYPE_CHECKING:
     from chimerakit.plan.deltas import Distances
@@ -88,6 +88,13 @@ def nbytes_of(max_memory: str) -> int:
             "can't be read", where=f"--max-memory {max_memory}", expected="a size such as 500MB or 1.5GiB"
         )
     return int(float(found[1]) * units[found[2].lower()])
+
+
+def check_new(file: Path, do: str) -> None:
+    """Refuse a place for a file before work begins; do: what the user can do about it."""
+    if file.exists() or not file.absolute().parent.is_dir():
+        what = "is there already" if file.exists() else "its folder is not there"
+        raise OutputError(what, where=file, do=do)
 
 
 def _paths_of(parent: list[str] | None) -> dict[str, Path]:

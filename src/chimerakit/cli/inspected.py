@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from chimerakit._version import __version__
-from chimerakit.cli.show import MOST_SHOWN, add_row, make_grid, print_grid, say_nbytes, terminal_width
+from chimerakit.cli.show import MOST_SHOWN, add_row, make_grid, print_grid, terminal_width
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
 from chimerakit.errors import printable
 from chimerakit.inspect.parts import fold_layers, join_parts, summarize
@@ -15,6 +15,7 @@ from chimerakit.inspect.records import Censuses, Inspection, MadeSummary, Part, 
 from chimerakit.recipe import recipe_from_data, say_rule
 from chimerakit.records import Span
 from chimerakit.report.saved import head_of
+from chimerakit.words import say_count, say_many, say_nbytes, say_spans
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,31 +55,20 @@ def print_inspection(found: Inspection, *, detail: bool) -> None:
         print(printable(_shortened(line, _LINE)))
 
 
-def say_count(number: int) -> str:
-    """Parameters as people say them: 671.0B."""
-    size, units = float(number), ("", "k", "M", "B", "T")
-    for unit in units:
-        if size < 1000 or unit == units[-1]:
-            return f"{size:.1f}{unit}" if unit else str(number)
-        size /= 1000
-    raise AssertionError
-
-
 def _head(found: Inspection) -> Iterator[str]:
     yield found.root
     files, tensors, units = (
-        _count(found.weight_files, "weight file"),
-        _count(found.tensors, "tensor"),
-        _count(found.units, "unit"),
+        say_many(found.weight_files, "weight file"),
+        say_many(found.tensors, "tensor"),
+        say_many(found.units, "unit"),
     )
     model = _shortened(found.model_type or "no model_type")
     yield f"{model}: {files}, {say_nbytes(found.nbytes)}, {tensors} in {units}"
-    layers = _count(found.layers, "layer")
-    layers += f" and {_count(found.mtp_layers, 'MTP layer')}" if found.mtp_layers else ""
+    layers = say_many(found.layers, "layer")
+    layers += f" and {say_many(found.mtp_layers, 'MTP layer')}" if found.mtp_layers else ""
     if experts := join_parts(found.parts).experts:
-        layers += (
-            f"; {_count(experts, 'routed expert')} a layer, {found.experts_per_token or 'unknown how many'} a token"
-        )
+        chosen = found.experts_per_token or "unknown how many"
+        layers += f"; {say_many(experts, 'routed expert')} a layer, {chosen} a token"
     yield layers
     if found.quantization is not None:
         said = {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.quantization.items()}
@@ -86,10 +76,6 @@ def _head(found: Inspection) -> Iterator[str]:
         yield f"quantisation: {_shortened(', '.join((method, *(f'{k} {v}' for k, v in said.items()))))}"
     if found.is_unfinished:
         yield "UNFINISHED: a merge into this folder has begun and not ended; run it again to finish it"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _first(lines: Sequence[str], what: str) -> Iterator[str]:
@@ -141,8 +127,8 @@ def _where(part: Part) -> str:
     """A run of layers: `3-60: 58 layers x 256 experts`."""
     if not part.layers:
         return "outside layers"
-    each = [_count(len(part.layers), "layer")] if len(part.layers) > 1 else []
-    each += [_count(part.experts, "expert")] if part.experts else []
+    each = [say_many(len(part.layers), "layer")] if len(part.layers) > 1 else []
+    each += [say_many(part.experts, "expert")] if part.experts else []
     return _numbers_of(part) + (f": {' x '.join(each)}" if each else "")
 
 
@@ -174,12 +160,8 @@ def _parameters(found: Inspection) -> Iterator[str]:
     shares = (f"{_say_storage(s)} {nbytes / max(1, whole.nbytes):.1%}" for s, nbytes in whole.storages.items())
     yield f"stored as: {', '.join(shares)} of the bytes"
     mtp = f" ({say_count(p.main)} and {say_count(p.mtp)} in MTP layers)" if p.mtp else ""
-    yield f"parameters: {say_count(p.total)}{mtp}; routed: {_known(p.routed)}"
-    yield f"active per token: {_known(p.active)}, without the embedding {_known(p.active_without_embedding)}"
-
-
-def _known(number: int | None) -> str:
-    return "unknown" if number is None else say_count(number)
+    yield f"parameters: {say_count(p.total)}{mtp}; routed: {say_count(p.routed)}"
+    yield f"active per token: {say_count(p.active)}, without the embedding {say_count(p.active_without_embedding)}"
 
 
 # ----------------------------------------------------------------------------------------------- values
@@ -243,7 +225,7 @@ def _provenance(made: Provenance) -> Iterator[str]:
     for name, parent in made.parents.items():
         nbytes = say_nbytes(sum(size for size, _ in parent.shards.values()))
         base = ", the base" if name == recipe.base else ""
-        yield f"  {name}: {_count(len(parent.shards), 'weight file')}, {nbytes}{base}"
+        yield f"  {name}: {say_many(len(parent.shards), 'weight file')}, {nbytes}{base}"
     yield from _first([f"  {n}. {say_rule(rule)}" for n, rule in enumerate(recipe.rules, 1)], "rules")
     yield "and so:"
     yield from _first([f"  {summary.component}: {_made(summary)}" for summary in made.made], "lines")
@@ -256,8 +238,4 @@ def _provenance(made: Provenance) -> Iterator[str]:
 
 def _made(summary: MadeSummary) -> str:
     """Units that were made alike: `45 units mixed: 0.25 v3, 0.75 r1`."""
-    shares = [
-        name if least == most == 1 else f"{least:g} {name}" if least == most else f"{least:g} to {most:g} {name}"
-        for name, (least, most) in summary.shares.items()
-    ]
-    return f"{_count(summary.units, 'unit')} {summary.outcome}: {', '.join(shares)}"
+    return f"{say_many(summary.units, 'unit')} {summary.outcome}: {say_spans(summary.shares)}"

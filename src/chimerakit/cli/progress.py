@@ -17,10 +17,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from chimerakit.cli.show import say_nbytes
 from chimerakit.cli.stop import GO_ON, StoppedError
 from chimerakit.errors import printable
 from chimerakit.events import Advanced, Event, Finished, Listener, Said, Started, ignore
+from chimerakit.words import say_nbytes
 
 _EVERY = 10.0
 """Seconds between two plain lines."""

@@ -4,19 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chimerakit.cli.show import say_nbytes
-from chimerakit.errors import OutputError, RecipeError, printable
+from chimerakit.cli.flags import check_new
+from chimerakit.errors import RecipeError, printable
 from chimerakit.report import HOW_TO, load_result, make_report
 from chimerakit.stores.part import write_file
+from chimerakit.words import say_nbytes
 
 
 def check_request(results: Sequence[Path], output: Path) -> None:
     """Refuse before work begins: nothing to show, or no place for the page."""
     if not results:
         raise RecipeError("takes saved results", where="report", do=f"save one:\n{HOW_TO}")
-    if output.exists() or not output.absolute().parent.is_dir():
-        what = "is there already" if output.exists() else "its folder is not there"
-        raise OutputError(what, where=output, do="choose another name for the page")
+    check_new(output, "choose another name for the page")
 
 
 def save_page(results: Sequence[Path], output: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from chimerakit.plan.ranges import copy_runs
 from chimerakit.records import Findings, Plan, RuleSummary
 from chimerakit.runners.local import default_threads
 from chimerakit.stores.part import free_nbytes
+from chimerakit.words import say_nbytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,16 +38,6 @@ def print_json(record: object) -> None:
 
 def _json_printable(character: str) -> str:
     return character if character.isprintable() else json.dumps(character)[1:-1]
-
-
-def say_nbytes(number: int) -> str:
-    """Bytes as people say them: decimal, as disks and the hub count."""
-    size, units = float(number), ("B", "kB", "MB", "GB", "TB")
-    for unit in units:
-        if size < 1000 or unit == units[-1]:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
 
 
 def print_grid(table: "Table", width: int | None = None) -> None:

@@ -6,7 +6,8 @@ Kept are sums, of which every figure of a unit, and of any group of units, is ex
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from typing import Any, Literal, TypeVar
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from msgspec import Struct
 
@@ -227,30 +228,37 @@ def thresholds(found: DifferenceMap, shares: Sequence[float]) -> list[Threshold]
     by_component = _grouped(found.units, lambda unit: unit.role.component)
     groups |= {component: by_component[component] for component in COMPONENTS if component in by_component}
     of: tuple[Literal["units", "bytes"], ...] = ("units", "bytes")
+    steps = {component: _far_first(units) for component, units in groups.items()}
     return [
-        _threshold(component, sorted(units, key=_far_first), share, what)
-        for component, units in groups.items()
-        for share in shares
-        for what in of
+        _threshold(component, steps[component], share, what) for component in steps for share in shares for what in of
     ]
 
 
-def _far_first(unit: UnitDifference) -> float:
-    return -unit.distance
+class _Step(NamedTuple):
+    """Units that are equally far, and so are mixed together."""
+
+    distance: float
+    units: int
+    nbytes: int
+    """In the base."""
+
+
+def _far_first(units: Iterable[UnitDifference]) -> list[_Step]:
+    far_first = sorted(((unit.distance, unit.nbytes_a) for unit in units), key=lambda found: -found[0])
+    steps = ((distance, [nbytes for _, nbytes in group]) for distance, group in groupby(far_first, key=itemgetter(0)))
+    return [_Step(distance, len(sizes), sum(sizes)) for distance, sizes in steps]
 
 
 def _threshold(
-    component: Component | None, units: list[UnitDifference], share: float, of: Literal["units", "bytes"]
+    component: Component | None, steps: Sequence[_Step], share: float, of: Literal["units", "bytes"]
 ) -> Threshold:
-    """The threshold among units that are sorted, the farthest first. Those that are equally far are mixed together."""
-    all_units, all_nbytes = len(units), sum(unit.nbytes_a for unit in units)
+    """The threshold among units, the farthest first."""
+    all_units, all_nbytes = sum(step.units for step in steps), sum(step.nbytes for step in steps)
     allowed = round(share * (all_units if of == "units" else all_nbytes), 6)  # 0.29 * 100 is 28.999999999999996
     delta, mixed, nbytes = 0.0, 0, 0
-    for distance, group in groupby(units, key=lambda unit: unit.distance):
-        together = list(group)
-        more = sum(unit.nbytes_a for unit in together)
-        if distance == 0 or (mixed + len(together) if of == "units" else nbytes + more) > allowed:
-            delta = distance
+    for step in steps:
+        if step.distance == 0 or (mixed + step.units if of == "units" else nbytes + step.nbytes) > allowed:
+            delta = step.distance
             break
-        mixed, nbytes = mixed + len(together), nbytes + more
+        mixed, nbytes = mixed + step.units, nbytes + step.nbytes
     return Threshold(component, share, of, delta, mixed, nbytes, all_units, all_nbytes)

@@ -140,11 +140,11 @@ def explain_child(
     found = (find_recipe(evidence, model, base, passes.resolve, measure) for base in parents)
     plan, notes = _best_plan([recipe for recipe in found if recipe is not None], passes, parents, unlike)
     rows = {} if plan is None else {row.unit: row for row in plan.rows}
-    broken = passes.check(rows, evidence)
+    broken, given = passes.check(rows, evidence)
     return Explanation(
         parents=tuple(parents),
         recipe=None if plan is None else plan.recipe,
-        units=tuple(_explained(e, rows.get(e.unit), broken.get(e.unit, "")) for e in evidence),
+        units=tuple(_explained(e, rows.get(e.unit), broken.get(e.unit, ""), e.unit in given) for e in evidence),
         missing=passes.missing(),
         unlike=tuple(notes),
         undetermined=tuple(_undetermined(evidence)),
@@ -176,20 +176,23 @@ def _best_plan(
     return min(plans, key=lambda found: (len(found[1]), len(differences[found[0].recipe.base])))
 
 
-def _explained(found: Evidence, row: Row | None, broken: str) -> Explained:
-    """The evidence in the recipe's words: of several ways to give a unit's bytes, the one that its rule takes."""
+def _explained(found: Evidence, row: Row | None, broken: str, is_given: bool) -> Explained:
+    """The evidence in the recipe's words: of several ways to give a unit's bytes, the one that its rule takes. is_given:
+    whether the row gives its bytes, though the evidence does not say so."""
     rule = None if row is None else row.rule
-    if broken or not (found.equal or found.mixture):
+    if broken or not (found.equal or found.mixture or is_given):
         return Explained(found.unit, found.role, found.nbytes, "unexplained", {}, rule=rule, why=broken or found.why)
     ranges, encoder = dict[str, Interval](), ""
     shares = dict.fromkeys(found.equal, 1.0)
     if found.mixture is not None:
         shares, ranges, encoder = found.mixture.shares, found.mixture.ranges, found.mixture.encoder
-    if row is not None and row.kind == "mix" and not {part.parent for part in row.inputs} <= set(found.equal):
+    if row is not None and (is_given or (row.kind == "mix" and not {p.parent for p in row.inputs} <= set(found.equal))):
         shares = {part.parent: part.share for part in row.inputs}
     is_equal = set(shares) <= set(found.equal) or list(shares.values()) == [1.0]
-    verdict: Verdict = "estimated" if encoder else "equal" if is_equal else "mixed"
-    return Explained(found.unit, found.role, found.nbytes, verdict, shares, ranges, encoder, rule, found.why)
+    is_estimate = bool(encoder) and not is_given
+    verdict: Verdict = "estimated" if is_estimate else "equal" if is_equal else "mixed"
+    encoder, why = (encoder, found.why) if is_estimate else ("", "")
+    return Explained(found.unit, found.role, found.nbytes, verdict, shares, ranges, encoder, rule, why)
 
 
 def _common_ranges(units: Sequence[Explained]) -> dict[str, Interval]:

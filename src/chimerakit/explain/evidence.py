@@ -49,8 +49,8 @@ _ADDED = 1 << 12
 """Numbers that a failed candidate adds at most."""
 _TRIED = 12
 """Candidates that are tried on the whole unit."""
-_SPARED = 8
-"""How many fewer, once one has come as near as float32 can tell."""
+_TRIED_ON = 5
+"""Candidates that are tried after one that is as near as float32 can tell."""
 _CORNERS = 16
 """Panels, spread over a unit, that the shares of another encoder are estimated from."""
 _FEW_OF = 20
@@ -231,7 +231,8 @@ class _Unmixing:
         clues = self._clues(OWN, self._panels[:1], _LOOKED_AT)
         tried: list[list[tuple[str, float]]] = []
         almost: tuple[Mixture, ...] = ()
-        while len(tried) < _TRIED - bool(almost) * _SPARED:
+        most = _TRIED
+        while len(tried) < most:
             shares = next((s for s in self._candidates(clues) if list(s.items()) not in tried), None)
             if shares is None:
                 break
@@ -240,9 +241,10 @@ class _Unmixing:
                 return replace(found, mixture=self._mixture(clues, shares), others=almost)
             if not almost and not clues.unmet(self._at(shares)):
                 almost = (replace(self._mixture(clues, shares), encoder=OTHERS[0].name),)
+                most = min(_TRIED, len(tried) + _TRIED_ON)
         unlike, why = self._nearest(clues)
         scales = sum(numel_of(tensor.shape) for tensor in self._unit.sides[CHILD].tensors[1:])
-        return replace(found, others=self.others(), is_touched=unlike <= 1 + scales // _FEW_OF, why=why)
+        return replace(found, others=almost or self.others(), is_touched=unlike <= 1 + scales // _FEW_OF, why=why)
 
     @property
     def is_small(self) -> bool:

@@ -141,34 +141,37 @@ class Passes:
         at = [shares.get(parent, 0.0) for parent in self._seen[question[0]].readable]
         return not all(bound.allows(at) for bound in bounds)
 
-    def check(self, rows: Mapping[str, Row], evidence: Sequence[Evidence]) -> dict[str, str]:
-        """Units that a plan does not give after all, and why: nothing is believed of how its recipe was found.
+    def check(self, rows: Mapping[str, Row], evidence: Sequence[Evidence]) -> tuple[dict[str, str], set[str]]:
+        """Units that a plan does not give after all, and why: nothing is believed of how its recipe was found; and units of
+        which nothing was claimed, or only estimated, and that it gives.
 
         rows: those of the plan, none if there is none. What is copied from a parent with the child's bytes was read; what
         was made again in the same way is known; everything else is made now.
         """
-        doubtful, found = dict[str, Row](), dict[str, str]()
-        for each in (each for each in evidence if rows and (each.equal or each.mixture)):
+        claimed = {found.unit for found in evidence if found.equal or (found.mixture and not found.mixture.encoder)}
+        doubtful, broken = dict[str, Row](), dict[str, str]()
+        for each in evidence if rows else ():
             whole, span = rows.get(each.unit), self._spans[each.unit]
             if whole is None:
-                found[each.unit] = "the recipe's base has no such unit"
+                if each.equal or each.mixture:
+                    broken[each.unit] = "the recipe's base has no such unit"
                 continue
             row, unit = cut_row(whole, span), cut_unit(self._mine[each.unit], span)
-            if each.mixture is not None and each.mixture.encoder:
-                continue  # of an estimate nothing is claimed that could be made again
             if [(t.dtype, t.shape) for t in row.outputs] != [(t.dtype, t.shape) for t in unit.sides[CHILD].tensors]:
-                found[each.unit] = f"the recipe stores it as {row.storage}"
+                if each.unit in claimed:
+                    broken[each.unit] = f"the recipe stores it as {row.storage}"
             elif (copied := _copied(row, each)) is None:
                 if not self._is_known(row, unit, each):
                     doubtful[each.unit] = row
-            elif copied not in each.equal:
-                found[each.unit] = f"the recipe copies it from {copied!r}, whose bytes are others"
+            elif each.unit in claimed and copied not in each.equal:
+                broken[each.unit] = f"the recipe copies it from {copied!r}, whose bytes are others"
 
         def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> bool:
             return gives(doubtful[unit.name], unit, inputs, report)
 
-        given = self._scan("making units again", ask, doubtful)
-        return {n: "the recipe does not give it" for n, is_given in given.items() if not is_given} | found
+        made = self._scan("making units again", ask, doubtful)
+        broken |= {n: "the recipe does not give it" for n, is_given in made.items() if n in claimed and not is_given}
+        return broken, {n for n, is_given in made.items() if n not in claimed and is_given}
 
     def _is_known(self, row: Row, unit: ScanUnit, found: Evidence) -> bool:
         """Whether a unit was made again in the way that a row would make it, and came out."""
@@ -176,9 +179,10 @@ class Passes:
         asked = made_of_shares(unit, shares)
         if (row.kind, row.storage) != (asked.kind, asked.storage) or (row.if_equal and _is_of_equals(row, found)):
             return False
-        order = tuple(shares.items())
-        was_found = found.mixture is not None and tuple(found.mixture.shares.items()) == order
-        return was_found or self._answers.get((unit.name, order), False)
+        mixture = found.mixture
+        if mixture is not None and not mixture.encoder and _as_added(mixture.shares) == _as_added(shares):
+            return True
+        return self._answers.get((unit.name, tuple(shares.items())), False)
 
     def measure(self, base: str, parent: str, units: Collection[str]) -> Mapping[str, float]:
         """How far units of a parent lie from the base's."""
@@ -212,6 +216,12 @@ class Passes:
         if objection := objection_to(self._anatomies[side], unit):
             return objection
         return "" if unit.shape == shape else f"its shape is {list(unit.shape)}, the child's {list(shape)}"
+
+
+def _as_added(shares: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Shares in the order in which they are added up, as far as it makes a difference: that of the first two makes none."""
+    order = list(shares.items())
+    return sorted(order[:2]) + order[2:]
 
 
 def _copied(row: Row, found: Evidence) -> str | None:

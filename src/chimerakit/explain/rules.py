@@ -39,6 +39,8 @@ _VAGUE = 0.05
 _DIGITS = 6
 _ENDS = 12
 """Units that gradients are guessed from, at each end of the model."""
+_MANY = 1000
+"""Units of which so many wait for something that fits them are a large model."""
 _FEW = 16
 """Actions that are worth trying in every combination."""
 
@@ -198,7 +200,12 @@ class _Facts:
             new = [rule for rule in self._new_actions(waiting) if rule not in found]
             if not new:
                 return found
-            found += new
+            found += new if len(waiting) <= _MANY else [self._most_common(new, waiting)]
+
+    def _most_common(self, rules: Sequence[Rule], waiting: Sequence[Evidence]) -> Rule:
+        """What most of many units allow: tried alone, it leaves few that anything else must be asked of."""
+        some = waiting[:: -(-len(waiting) // _MANY)]
+        return max(rules, key=lambda rule: sum(self._may(rule, found) for found in some))
 
     def _new_actions(self, waiting: Sequence[Evidence]) -> list[Rule]:
         """What may be done to units that no action fits yet: what the narrow ones say, else the narrowest."""
@@ -223,7 +230,7 @@ class _Facts:
         orders = permutations((mix.mix or {}).items()) if len(found.mixture.shares) > 2 else [(mix.mix or {}).items()]
         for order in orders:
             rule = replace(mix, mix=dict(order))
-            said = self._say(rule, found)
+            said = self._say(rule, self._shares(rule, found.role.layer), found)
             if said is True or (not isinstance(said, bool) and self._resolve([said])[said]):
                 return [rule]
         return []
@@ -293,17 +300,21 @@ class _Facts:
     def fit(self, action: Rule) -> list[bool]:
         """For each unit, whether the action gives its bytes."""
         if (name := repr(action)) not in self._fits:
-            said = [self._say(action, found) for found in self._evidence]
+            shares = {layer: self._shares(action, layer) for layer in {found.role.layer for found in self._evidence}}
+            said = [self._say(action, shares[found.role.layer], found) for found in self._evidence]
             answers = self._resolve([question for question in said if not isinstance(question, bool)])
             self._fits[name] = [known if isinstance(known, bool) else answers[known] for known in said]
         return self._fits[name]
 
-    def _shares(self, action: Rule, role: Role) -> dict[str, float]:
-        return shares_at(action, self.stub, role.layer, self._model.num_layers)
+    def _shares(self, action: Rule, layer: int | None) -> dict[str, float]:
+        return shares_at(action, self.stub, layer, self._model.num_layers)
 
     def _may(self, action: Rule, found: Evidence) -> bool:
         """Whether the numbers that were looked at allow an action."""
-        shares, mixture = self._shares(action, found.role), found.mixture
+        return self._allows(self._shares(action, found.role.layer), found)
+
+    def _allows(self, shares: Shares, found: Evidence) -> bool:
+        mixture = found.mixture
         if mixture is None:
             return False
         is_whole = abs(sum(mixture.shares.values()) - 1) <= SUM_TOLERANCE
@@ -314,13 +325,12 @@ class _Facts:
         at = [shares.get(parent, 0.0) for parent in found.readable]
         return all(bound.allows(at) for bound in mixture.bounds)
 
-    def _say(self, action: Rule, found: Evidence) -> bool | Question:
-        """Whether an action gives a unit's bytes, or what must be asked for that."""
+    def _say(self, action: Rule, shares: Shares, found: Evidence) -> bool | Question:
+        """Whether an action gives a unit's bytes with these shares, or what must be asked for that."""
         if not found.equal and found.mixture is None:
             return True
         if _has_layers(action) and found.role.layer is None:
             return False
-        shares = self._shares(action, found.role)
         if found.equal:
             are_equal = all(parent in found.equal for parent in shares)
             if len(shares) == 1 or (are_equal and abs(sum(shares.values()) - 1) <= SUM_TOLERANCE):
@@ -330,8 +340,8 @@ class _Facts:
         elif found.mixture is not None:
             if found.mixture.shares == shares and len(shares) < 3:
                 return True
-            if found.mixture.encoder or not self._may(action, found):
-                return self._may(action, found)
+            if found.mixture.encoder or not self._allows(shares, found):
+                return self._allows(shares, found)
         return found.unit, tuple(shares.items())
 
 
@@ -372,11 +382,11 @@ def _width(found: Evidence) -> float:
 
 
 def _unique(rules: Iterable[Rule]) -> list[Rule]:
-    found: list[Rule] = []
+    """Different rules, those that are said most often first."""
+    said: dict[str, list[Rule]] = {}
     for rule in rules:
-        if rule not in found:
-            found.append(rule)
-    return found
+        said.setdefault(repr(rule), []).append(rule)
+    return [same[0] for same in sorted(said.values(), key=len, reverse=True)]
 
 
 # ---------------------------------------------------------------------------------------------- wording

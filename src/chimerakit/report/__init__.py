@@ -7,7 +7,7 @@ inspected.py  the same for an inspection; census.py shows its values
 blocks.py     what sections are made of: tables, lists, maps, bars, spreads
 axes.py       layers, components and experts as the axes of maps
 cells.py      numbers of a map, packed
-words.py      numbers and names in words
+words.py      texts and figures in words
 page.py       sections -> HTML, by template.html with page.css and page.js
 
 The page depends on the results and their files' names only, so equal ones give equal bytes. No number is computed on
@@ -31,7 +31,7 @@ __all__ = ["HOW_TO", "Named", "SavedExplanation", "load_result", "make_report"]
 
 
 def make_report(results: Sequence[Named]) -> str:
-    """The page for these results, in their order. Raises MissingExtraError without Jinja2, MapError for too many cells."""
+    """The page for these results, in their order. Raises MissingExtraError without Jinja2, ResultError for too many cells."""
     return render_page([_show(result.found, say_text(result.name)) for result in results])
 
 

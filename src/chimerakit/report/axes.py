@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from chimerakit.errors import MapError
+from chimerakit.errors import ResultError
 from chimerakit.inspect.records import Part
 from chimerakit.records import COMPONENTS, Component, Role
 from chimerakit.report.blocks import Label, Place
@@ -24,7 +24,7 @@ class Grid:
         self.columns = tuple(_label(layer, is_mtp=layer in in_mtp) for layer in layers)
         self.shape: Place = len(self.rows), len(self.columns)
         if len(self.rows) * len(self.columns) > _MOST_CELLS:
-            raise MapError(
+            raise ResultError(
                 "can't be drawn",
                 expected=f"a map of at most {_MOST_CELLS:,} cells",
                 found=f"{len(self.rows):,} rows x {len(self.columns):,} layers",

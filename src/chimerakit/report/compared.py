@@ -36,8 +36,9 @@ from chimerakit.report.blocks import (
 )
 from chimerakit.report.cells import Cell, Mark
 from chimerakit.report.routers import show_routers
-from chimerakit.report.words import count, say_lines, say_nbytes, say_number, say_share
+from chimerakit.report.words import say_lines, say_number, say_share
 from chimerakit.stores.digest import digest_of
+from chimerakit.words import say_many, say_nbytes
 
 _FIGURES: Mapping[str, tuple[Callable[[Sums], float], bool]] = {
     "RMS": (lambda sums: sums.rms, False),
@@ -77,7 +78,7 @@ def _facts(found: DifferenceMap) -> Iterator[tuple[str, str]]:
 def _say_identity(identity: Identity) -> str:
     files = identity.record.shards.values()
     nbytes = say_nbytes(sum(size for size, _ in files))
-    return f"{count(len(files), 'weight file')}, {nbytes}, identity {digest_of(msgspec.json.encode(identity))}"
+    return f"{say_many(len(files), 'weight file')}, {nbytes}, identity {digest_of(msgspec.json.encode(identity))}"
 
 
 # ------------------------------------------------------------------------------------------------ maps

@@ -27,7 +27,8 @@ from chimerakit.report.blocks import (
 )
 from chimerakit.report.cells import Cell, Mark
 from chimerakit.report.saved import SavedExplanation
-from chimerakit.report.words import count, say_lines, say_nbytes, say_shares, say_text
+from chimerakit.report.words import say_lines, say_text, say_way
+from chimerakit.words import say_many, say_nbytes
 
 _MOST_PARENTS = 8
 """Whose shares are drawn."""
@@ -57,7 +58,7 @@ def _facts(found: SavedExplanation) -> Iterator[tuple[str, str]]:
         seen = f"{sample.units:,} of {sample.all_units:,} units, {say_nbytes(sample.nbytes)} of "
         yield "a sample", f"{seen}{say_nbytes(sample.all_nbytes)}, seed {sample.seed}: nothing is proven of the rest"
     recipe = found.parsed_recipe
-    rules = "none found" if recipe is None else f"{recipe.base} as the base, {count(len(recipe.rules), 'rule')}"
+    rules = "none found" if recipe is None else f"{recipe.base} as the base, {say_many(len(recipe.rules), 'rule')}"
     yield "recipe", say_text(rules)
 
 
@@ -117,18 +118,11 @@ def _cell(units: Sequence[Explained], parent: str) -> Cell:
 
 def _ways_in_words(units: Sequence[Explained]) -> str:
     """`2 units 0.25 v3 + 0.75 r1; 1 unit = v3`, and why the first that is unexplained is."""
-    ways = Counter(_way(unit) for unit in units).most_common()
-    says = "; ".join(f"{count(number, 'unit')} {way}" for way, number in ways[:_MOST_WAYS])
+    ways = Counter(say_way(unit) for unit in units).most_common()
+    says = "; ".join(f"{say_many(number, 'unit')} {way}" for way, number in ways[:_MOST_WAYS])
     says += f"; {len(ways) - _MOST_WAYS} other ways" if len(ways) > _MOST_WAYS else ""
     wrong = next((unit for unit in units if unit.verdict == "unexplained"), None)
     return say_text(says) if wrong is None else f"{say_text(says)}: {say_text(wrong.unit)}: {say_text(wrong.why)}"
-
-
-def _way(unit: Explained) -> str:
-    if unit.verdict == "equal":
-        return "= " + " = ".join(unit.shares)
-    about = "about " if unit.verdict == "estimated" else ""
-    return "unexplained" if unit.verdict == "unexplained" else about + say_shares(unit.shares)
 
 
 # ---------------------------------------------------------------------------------- recipe, shares, table
@@ -175,7 +169,7 @@ def _spread(
     shares = [unit.shares.get(parent, 0.0) for unit in units]
     values = bins(shares, edges, [1.0] * len(shares), len(shares))
     name = component if is_only else f"{component}: {say_text(parent)}"
-    return Series(name, color_of(component), values, count(len(shares), "unit"))
+    return Series(name, color_of(component), values, say_many(len(shares), "unit"))
 
 
 def _components(units: Sequence[Explained]) -> Table:
@@ -184,7 +178,7 @@ def _components(units: Sequence[Explained]) -> Table:
     for component in COMPONENTS:
         own = [unit for unit in units if unit.role.component == component]
         if own:
-            ways = Counter(map(_way, own)).most_common()
+            ways = Counter(map(say_way, own)).most_common()
             said = [way if len(ways) == 1 else f"{way} ({number:,})" for way, number in ways[:_MOST_WAYS]]
             said += [f"{len(ways) - _MOST_WAYS} other ways"] if len(ways) > _MOST_WAYS else []
             nbytes = say_nbytes(sum(unit.nbytes for unit in own))
@@ -218,4 +212,4 @@ def _findings(found: SavedExplanation) -> Iterator[Block]:
 def _say_estimate(estimate: Estimate) -> str:
     by = "the base" if estimate.rule is None else f"rule {estimate.rule + 1}"
     ranges = (f"{low:.4g} to {high:.4g} {parent}" for parent, (low, high) in estimate.ranges.items())
-    return f"{count(estimate.units, 'unit')} of {by}: {', '.join(ranges)} ({estimate.encoder})"
+    return f"{say_many(estimate.units, 'unit')} of {by}: {', '.join(ranges)} ({estimate.encoder})"

@@ -22,14 +22,8 @@ from chimerakit.report.blocks import (
     View,
 )
 from chimerakit.report.census import show_values
-from chimerakit.report.words import (
-    count,
-    say_count,
-    say_lines,
-    say_nbytes,
-    say_storage,
-    say_text,
-)
+from chimerakit.report.words import say_lines, say_storage, say_text
+from chimerakit.words import say_count, say_many, say_nbytes, say_spans
 
 
 def show_inspection(found: Inspection, name: str) -> Section:
@@ -43,9 +37,10 @@ def show_inspection(found: Inspection, name: str) -> Section:
 def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "checkpoint", say_text(PurePath(found.root).name)
     yield "model", say_text(f"{found.model_type or 'no model_type'}, read as {found.family}")
-    yield "weights", f"{count(found.weight_files, 'file')}, {say_nbytes(found.nbytes)}"
-    yield "tensors", f"{found.tensors:,} in {count(found.units, 'unit')}"
-    yield "layers", f"{found.layers:,}" + (f" and {count(found.mtp_layers, 'MTP layer')}" if found.mtp_layers else "")
+    yield "weights", f"{say_many(found.weight_files, 'file')}, {say_nbytes(found.nbytes)}"
+    yield "tensors", f"{found.tensors:,} in {say_many(found.units, 'unit')}"
+    mtp = f" and {say_many(found.mtp_layers, 'MTP layer')}" if found.mtp_layers else ""
+    yield "layers", f"{found.layers:,}{mtp}"
     if experts := join_parts(found.parts).experts:
         yield "routed experts", f"{experts:,} a layer, {found.experts_per_token or 'unknown how many'} a token"
     if found.quantization is not None:
@@ -67,7 +62,7 @@ def _parameters(found: Inspection) -> Table:
         "active per token": p.active,
         "active, without the embedding": p.active_without_embedding,
     }
-    rows = [(what, say_count(number), "" if number is None else f"{number:,}") for what, number in numbers.items()]
+    rows = [(what, say_count(number, " "), "" if number is None else f"{number:,}") for what, number in numbers.items()]
     return Table("Parameters", ("parameters", "about", "exactly"), tuple(rows))
 
 
@@ -131,7 +126,8 @@ _COLUMNS = ("units", "tensors", "experts", "parameters", "bytes", "stored as")
 def _contents(part: Part) -> tuple[str, ...]:
     experts = f"{part.experts:,}" if part.experts else ""
     stored = say_text(", ".join(map(say_storage, part.storages)))
-    return f"{part.units:,}", f"{part.tensors:,}", experts, say_count(part.parameters), say_nbytes(part.nbytes), stored
+    sizes = say_count(part.parameters, " "), say_nbytes(part.nbytes)
+    return f"{part.units:,}", f"{part.tensors:,}", experts, *sizes, stored
 
 
 def _runs(parts: Sequence[Part]) -> Table:
@@ -179,15 +175,8 @@ def _provenance(made: Provenance | None) -> Iterator[Block]:
     rules = say_lines([*map(say_rule, recipe.rules)])
     yield RecipeText("The recipe that its manifest tells", says, rules, recipe_to_yaml(recipe))
     rows = [
-        (summary.component, f"{summary.units:,}", summary.outcome, say_text(_say_spans(summary.shares)))
+        (summary.component, f"{summary.units:,}", summary.outcome, say_text(say_spans(summary.shares)))
         for summary in made.made
     ]
     says = "As the manifest tells it; chimerakit verify finds out whether it still holds."
     yield Table("How it was made", ("component", "units", "outcome", "of"), tuple(rows), says, words=(0, 2, 3))
-
-
-def _say_spans(shares: Mapping[str, tuple[float, float]]) -> str:
-    return ", ".join(
-        name if least == most == 1 else f"{least:g} {name}" if least == most else f"{least:g} to {most:g} {name}"
-        for name, (least, most) in shares.items()
-    )

@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from chimerakit.compare import DifferenceMap, load_map
-from chimerakit.errors import MapError, RecipeError
+from chimerakit.compare.arrays import DamageError
+from chimerakit.errors import RecipeError, ResultError
 from chimerakit.explain import Estimate, Explained
 from chimerakit.explain.sample import Sampled
 from chimerakit.inspect.records import Inspection
@@ -78,17 +79,17 @@ def head_of(what: Literal["explanation", "inspection"], version: str, *, detail:
 
 
 def load_result(path: Path | str) -> Named:
-    """Read a saved result. Raises MapError for a file that is none, or a damaged one; CheckpointError if it can't be read."""
+    """Read a saved result. Raises ResultError for a file that is none, or a damaged one; CheckpointError if it can't be read."""
     path = Path(path)
     if not path.is_file():
-        raise MapError("there is no such result", where=path, do=HOW_TO)
+        raise ResultError("there is no such result", where=path, do=HOW_TO)
     data = read_file(path, _MAX_NBYTES)
     if data.startswith(_ZIP):
         return Named(path.name, load_map(path))
     try:
         return Named(path.name, _decode(data))
-    except (_DamageError, RecipeError, ValueError, OverflowError, RecursionError) as e:
-        raise MapError(f"this is no saved result, or a damaged one: {e}", where=path, do=HOW_TO) from e
+    except (DamageError, RecipeError, ValueError, OverflowError, RecursionError) as e:
+        raise ResultError(f"this is no saved result, or a damaged one: {e}", where=path, do=HOW_TO) from e
 
 
 _KINDS: dict[str, type[SavedExplanation] | type[Inspection]] = {
@@ -97,21 +98,17 @@ _KINDS: dict[str, type[SavedExplanation] | type[Inspection]] = {
 }
 
 
-class _DamageError(Exception):
-    """What is wrong with a file, in words."""
-
-
 def _decode(data: bytes) -> SavedExplanation | Inspection:
     head = msgspec.json.decode(data, type=_Head)
     if head.format != FORMAT:
-        raise _DamageError(f"it is of format {head.format}, by chimerakit {head.chimerakit}")
+        raise DamageError(f"it is of format {head.format}, by chimerakit {head.chimerakit}")
     if not head.detail:
-        raise _DamageError("it was saved without --detail")
+        raise DamageError("it was saved without --detail")
     found = msgspec.json.decode(data, type=_KINDS[head.what])
     msgspec.msgpack.encode(found)  # refuses numbers of more than 64 bits, which nobody counted
     recipe = found.recipe if isinstance(found, SavedExplanation) else found.provenance and found.provenance.recipe
     if recipe is not None:
         recipe_from_data(recipe)
     if isinstance(found, SavedExplanation) and len({unit.unit for unit in found.units}) != len(found.units):
-        raise _DamageError("a unit is in it twice")
+        raise DamageError("a unit is in it twice")
     return found

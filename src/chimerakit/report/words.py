@@ -1,10 +1,12 @@
-"""Numbers and names as a page says them."""
+"""Texts and figures as a page says them; numbers that every room says alike are in chimerakit/words.py."""
 
 import math
 from collections.abc import Sequence
 
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0
 from chimerakit.errors import printable
+from chimerakit.explain import Explained
+from chimerakit.words import say_shares
 
 _LONGEST = 300
 """Characters of a text out of a file: more only come from one that wants to be repeated."""
@@ -25,23 +27,6 @@ def say_lines(lines: Sequence[str]) -> tuple[str, ...]:
     return (*map(say_text, lines[:_MOST]), *more)
 
 
-def say_nbytes(number: int) -> str:
-    """Bytes, decimal: 688.6 GB."""
-    return _scaled(number, ("B", "kB", "MB", "GB", "TB"))
-
-
-def say_count(number: int | None) -> str:
-    """Parameters as people say them: 671.0 B is short for billions."""
-    return "unknown" if number is None else _scaled(number, ("", "k", "M", "B", "T"))
-
-
-def _scaled(number: int, units: Sequence[str]) -> str:
-    size, power = float(number), 0
-    while size >= 1000 and power < len(units) - 1:
-        size, power = size / 1000, power + 1
-    return f"{size:,.0f} {units[0]}".strip() if power == 0 else f"{size:,.1f} {units[power]}"
-
-
 def say_number(value: float) -> str:
     """Three significant digits; a dash where a figure has no meaning."""
     return "–" if math.isnan(value) else f"{value:.3g}"  # noqa: RUF001 - a dash is what is meant
@@ -57,11 +42,9 @@ def say_storage(storage: str) -> str:
     return _STORAGES.get(storage, storage)
 
 
-def count(number: int, what: str) -> str:
-    """A number of things."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def say_shares(shares: dict[str, float]) -> str:
-    """A mix: `0.25 v3 + 0.75 r1`."""
-    return " + ".join(f"{share:.7g} {parent}" for parent, share in shares.items())
+def say_way(unit: Explained) -> str:
+    """How a unit of a child is made: `= v3`, `0.25 v3 + 0.75 r1`, `about 0.3 v3 + 0.7 r1`, or `unexplained`."""
+    if unit.verdict == "equal":
+        return "= " + " = ".join(unit.shares)
+    about = "about " if unit.verdict == "estimated" else ""
+    return "unexplained" if unit.verdict == "unexplained" else about + say_shares(unit.shares)

@@ -152,15 +152,16 @@ class Reader:
 
 
 class Readers:
-    """Files opened when first asked for, closed together."""
+    """Files opened when first asked for, closed together. kind: how they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Reader] = Reader) -> None:
+        self._kind = kind
         self._open: dict[Path, Reader] = {}
 
     def get(self, path: Path, signature: tuple[int, int] | None = None) -> Reader:
         """The reader of a file."""
         if path not in self._open:
-            self._open[path] = Reader(path, signature)
+            self._open[path] = self._kind(path, signature)
         return self._open[path]
 
     def __enter__(self) -> "Readers":

@@ -6,6 +6,7 @@ Every call says whether it was done: a file system that lacks one says so, and t
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import struct
 
@@ -16,6 +17,11 @@ _FICLONERANGE = 0x4020940D
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def reserve(fd: int, start: int, nbytes: int) -> bool:
@@ -44,6 +50,23 @@ def _is_done(number: int) -> bool:
     if number in _UNSUPPORTED:
         return False
     raise OSError(number, os.strerror(number))
+
+
+def is_cached(fd: int, start: int, nbytes: int) -> bool:
+    """Whether the page cache holds all of a range of a file. True where that can't be told, as of others' files that this
+    process may not write.
+
+    mincore(2), as asking by RWF_NOWAIT would begin to read ahead. The mapping is never touched, only asked about.
+    """
+    first = start - start % mmap.PAGESIZE
+    length = start + nbytes - first
+    address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, first)
+    if address == _MAP_FAILED:
+        return True
+    pages = (ctypes.c_ubyte * -(-length // mmap.PAGESIZE))()
+    is_told = _libc.mincore(address, length, pages) == 0
+    _libc.munmap(address, length)
+    return not is_told or 0 not in bytes(pages)
 
 
 def same_bytes(a: memoryview, b: memoryview) -> bool:

@@ -33,6 +33,7 @@ from chimerakit.records import (
 from chimerakit.runners.watched import run_watched
 from chimerakit.sinks import Digests
 from chimerakit.stores.digest import Hasher, digest_range
+from chimerakit.stores.direct import DirectReader
 from chimerakit.stores.local import CHUNK, Buffer, Piece, Reader, Readers
 from chimerakit.stores.system import first_unlike
 from chimerakit.verify.disk import claims, is_with_sha256, sha256_of_weights
@@ -225,7 +226,7 @@ class _Comparison(Digests):
 
     def __init__(self, job: Job, report: Report):
         super().__init__(job.output, report, sha256=job.sha256)
-        self._readers = Readers()
+        self._readers = Readers(DirectReader)
         self._found = memoryview(bytearray(CHUNK))
         self.unlike: dict[str, int] = {}
         """Tensors that differ, with the first byte that does."""
