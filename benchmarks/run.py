@@ -114,8 +114,14 @@ def nbytes_of(folder: Path) -> int:
 @contextmanager
 def dense(bench: Bench, kind: str) -> Iterator[Path]:
     """Dense parents on the disk, gone afterwards."""
-    folder = bench.work / kind
-    run(Command([sys.executable, "-m", "benchmarks.parents", folder, kind, "--scale", str(bench.scale)]), bench.log)
+    with made(bench, kind, "benchmarks.parents", kind, "--scale", str(bench.scale)) as folder:
+        yield folder
+
+
+@contextmanager
+def made(bench: Bench, name: str, module: str, *words: str) -> Iterator[Path]:
+    folder = bench.work / name
+    run(Command([sys.executable, "-m", module, folder, *words]), bench.log)
     try:
         yield folder
     finally:
@@ -170,23 +176,27 @@ def fp8_mix(bench: Bench) -> Iterator[Row]:
 def explaining(bench: Bench) -> Iterator[Row]:
     """Reading two merges back out of their FP8 weights, against reading child and parents once past the page cache."""
     with dense(bench, "fp8") as parents:
-        child = bench.work / "child"
         for share, name in ((1.0, "R1T"), (0.75, "0.75 mix")):
-            run(merge(parents, share, child), bench.log)
-            folders = child, parents / "v3", parents / "r1"
-            argv = chimerakit("explain", child, *parents_of(parents), "--quiet")
-            ours = Command(argv, reads=folders, is_cold=True)
-            read = Command([sys.executable, "-m", "benchmarks.direct", "read", *folders])
-            pairs = alternate(ours, read, bench.pairs, bench.log, warm_up=not bench.is_quick)
-            nbytes = sum(map(nbytes_of, folders))
-            rate = nbytes / middle([one for one, _ in pairs], wall).value
-            said = f"{medians(pairs)}; {rate / 1e9:.2f} GB/s, at which 2.07 TB take {2.07e12 / rate / 3600:.1f} hours"
-            what = f"explain {name}, FP8, {nbytes / 1e9:.1f} GB in all, none in the page cache"
-            yield Row(f"{what}: wall / O_DIRECT reading", ratio(pairs, wall), "x", at_most(1.3), said)
-            yield Row(f"{what}: peak memory", middle([one for one, _ in pairs], peak), "MB", at_most(500))
-            is_right = share == read_share(pairs[-1][0].log)
-            yield Row(f"{what}: the recipe", None, note="right" if is_right else f"{WRONG}: {pairs[-1][0].log[:200]}")
-            shutil.rmtree(child)
+            yield from _explain(bench, parents, share, name, bench.pairs)
+    with made(bench, "counts", "benchmarks.counts", *([] if bench.is_trial else ["--large"])) as parents:
+        yield from _explain(bench, parents, 0.75, "0.75 mix of DeepSeek-V3's 46,183 units", bench.peer_pairs)
+
+
+def _explain(bench: Bench, parents: Path, share: float, name: str, pairs: int) -> Iterator[Row]:
+    child = bench.work / "child"
+    run(merge(parents, share, child), bench.log)
+    folders = child, parents / "v3", parents / "r1"
+    ours = Command(chimerakit("explain", child, *parents_of(parents), "--quiet"), reads=folders, is_cold=True)
+    read = Command([sys.executable, "-m", "benchmarks.direct", "read", *folders])
+    found = alternate(ours, read, pairs, bench.log, warm_up=not bench.is_quick)
+    nbytes = sum(map(nbytes_of, folders))
+    rate = nbytes / middle([one for one, _ in found], wall).value
+    right = "its recipe found" if read_share(found[-1][0].log) == share else f"{WRONG}: {found[-1][0].log[:200]}"
+    said = f"{medians(found)}; {rate / 1e9:.2f} GB/s, at which 2.07 TB take {2.07e12 / rate / 3600:.1f} hours; {right}"
+    what = f"explain {name}, FP8, {nbytes / 1e9:.1f} GB, none in the page cache"
+    yield Row(f"{what}: wall / O_DIRECT reading", ratio(found, wall), "x", at_most(1.3), said)
+    yield Row(f"{what}: peak memory", middle([one for one, _ in found], peak), "MB", at_most(500))
+    shutil.rmtree(child)
 
 
 def read_share(explained: str) -> float | None:
