@@ -1,10 +1,12 @@
 """A child + suspected parents -> the recipe that makes it, read out of the weights.
 
 passes.py     the passes over weights: looking at units, making them again, measuring
-evidence.py   one unit: whose bytes it has, or which shares give them
+look.py       one unit: whose bytes it has, or which shares give them; evidence.py is what is known then
+again.py      making a unit again, and comparing
 encoders.py   whose arithmetic it is
 sample.py     a few rows of some units, in place of all
-rules.py      evidence -> actions -> a recipe
+actions.py    evidence -> what rules may do, and to which units
+rules.py      evidence + actions -> a recipe
 fold.py       the fewest rules that do to every unit what fits it
 settings.py   how the child is stored and laid out, and whose its other files are
 """
@@ -19,10 +21,11 @@ from msgspec import Struct
 from chimerakit.anatomy import Anatomy
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener, ignore
+from chimerakit.explain.actions import Model
 from chimerakit.explain.encoders import decide, is_other
 from chimerakit.explain.evidence import Evidence
 from chimerakit.explain.passes import Passes
-from chimerakit.explain.rules import Model, find_recipe
+from chimerakit.explain.rules import find_recipe
 from chimerakit.explain.sample import Sampled
 from chimerakit.explain.settings import differences, find_plan
 from chimerakit.formats import open_checkpoint

@@ -11,8 +11,10 @@ from chimerakit.compare import measure_units
 from chimerakit.errors import PlanError
 from chimerakit.events import Listener, Report
 from chimerakit.execute import Inputs
-from chimerakit.explain.evidence import CHILD, Evidence, doubt, gives, look_at, made_of_shares, outline
-from chimerakit.explain.rules import Question
+from chimerakit.explain.actions import Question
+from chimerakit.explain.again import CHILD, gives, made_of_shares
+from chimerakit.explain.evidence import Evidence
+from chimerakit.explain.look import doubt, look_at, outline
 from chimerakit.explain.sample import Sampled, cut_row, cut_unit, draw, nbytes_on
 from chimerakit.numerics.cells import Bound
 from chimerakit.plan.memory import scan_threads_within
