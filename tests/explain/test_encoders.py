@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -196,6 +196,7 @@ def test_what_no_encoder_makes_of_the_parents_is_unexplained(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@settings(max_examples=examples(quick=1, ci=3, prove=40))
 @given(share=st.integers(500, 9500).map(lambda n: n / 10000), kind=st.sampled_from([in_float32, interpolated, in_bf16]))
 def test_any_share_is_estimated(share: float, kind: Average, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Of at most four decimals, in every storage: within 0.02."""
