@@ -16,6 +16,7 @@ from chimerakit.explain import Explained, Explanation, explain_child
 from chimerakit.formats import open_checkpoint
 from chimerakit.recipe import shares_at
 from tests import synthetic
+from tests.effort import examples
 
 Tensors = dict[str, Tensor]
 Average = Callable[[Tensor, Tensor, float], Tensor]
