@@ -120,6 +120,6 @@ def test_an_estimate_is_shown_with_its_interval(tmp_path: Path, capsys: pytest.C
     found = explain_child(tmp_path / "child", {name: open_checkpoint(path) for name, path in parents.items()})
     said = shown(capsys, found)
     assert "about 0.25 v3 + 0.75 r1" in said
-    (line,) = (line for line in said.splitlines() if line.startswith("estimated: "))
-    assert line.startswith("estimated: 36 units of rule 1: 0.2")
+    (line,) = (line for line in said.splitlines() if line.startswith("estimate: "))
+    assert line.startswith("estimate: 36 units of rule 1: 0.2")
     assert line.endswith("another program made them (sums rounded to BF16)")

@@ -403,3 +403,28 @@ def test_nan_is_no_mix_by_chance(who: str, tmp_path: Path) -> None:
     found = explain(tmp_path / "child", parents)
     unexplained = [unit.unit for unit in found.units if unit.verdict == "unexplained"]
     assert unexplained == ([name] if who == "child" else [])
+
+
+def test_a_number_that_parents_agree_on_is_named_if_it_was_changed(tmp_path: Path) -> None:
+    """Where no share makes a difference, too: no estimate hides it, and no figure is NaN."""
+    first, second = synthetic.tensors_of(1), synthetic.tensors_of(2)
+    norm = "model.norm.weight"
+    second[norm] = first[norm]
+    config = synthetic.config_of("bf16")
+    pair = {n: synthetic.write_checkpoint(tmp_path / n, t, config) for n, t in (("v3", first), ("r1", second))}
+    merge(pair, MIX, tmp_path / "child")
+    change(tmp_path / "child", norm, one_code)
+    found = explain(tmp_path / "child", pair)
+    (unit,) = (unit for unit in found.units if not unit.is_given)
+    assert (unit.unit, unit.verdict) == (norm, "unexplained")
+    assert unit.why == "the nearest mix, 1 v3, gives all but 1 of its 200 numbers"
+
+
+def test_an_unexplained_unit_costs_no_recipe(tmp_path: Path) -> None:
+    """A gradient over the layers' norms stays one, though a norm outside of layers is noise."""
+    pair = {name: synthetic.make(tmp_path / name, seed) for seed, name in enumerate(("v3", "r1"), 1)}
+    merge(pair, "- {mix: {r1: {from: 0.2, to: 0.8}}, components: norm, layers: 0-2}", tmp_path / "child")
+    change(tmp_path / "child", "model.norm.weight", noise)
+    found = explain(tmp_path / "child", pair)
+    assert [unit.unit for unit in found.units if not unit.is_given] == ["model.norm.weight"]
+    assert rules_of(found) == ["mix: {r1: {from: 0.2, to: 0.8}}, components: norm, layers: 0-2"]

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def explanation_view(found: Explanation, child: Path, *, detail: bool) -> dict[s
         "differences": found.differences,
         "sample": None if found.sample is None else {**asdict(found.sample), "at_most": found.sample.at_most},
         "missing": found.missing,
-        "units": [unit for unit in found.units if detail or unit.verdict == "unexplained"],
+        "units": [unit for unit in found.units if detail or not unit.is_given],
     }
 
 
@@ -74,20 +75,23 @@ def print_explanation(found: Explanation, *, detail: bool) -> None:
     if found.sample is not None:
         print(_say_sample(found.sample))
     for estimate in found.estimates():
-        print(printable(f"estimated: {_say_estimate(estimate)}"))
-    unexplained = [unit for unit in found.units if unit.verdict == "unexplained"]
-    for unit in unexplained[:MOST_SHOWN]:
-        print(printable(f"unexplained: {unit.unit}: {unit.why}"))
-    if len(unexplained) > MOST_SHOWN:
-        print(f"and {len(unexplained) - MOST_SHOWN} more (--json shows all)")
+        print(printable(f"estimate: {_say_estimate(estimate)}"))
+    for verdict in ("estimated", "unexplained"):
+        _print_some([f"{verdict}: {unit.unit}: {unit.why}" for unit in found.units if unit.verdict == verdict])
     for parent, names in found.missing.items():
         if names:
             print(printable(f"the child lacks {len(names)} units of {parent!r}, such as {names[0]}"))
-    for says in (*found.unlike, *found.undetermined):
-        print(printable(f"note: {says}"))
+    _print_some([f"note: {says}" for says in (*found.unlike, *found.undetermined)])
     for parent, says_all in found.differences.items():
         for says in says_all:
             print(printable(f"differs from {parent}: {says}"))
+
+
+def _print_some(lines: Sequence[str]) -> None:
+    for line in lines[:MOST_SHOWN]:
+        print(printable(line))
+    if len(lines) > MOST_SHOWN:
+        print(f"and {len(lines) - MOST_SHOWN} more (--json shows all)")
 
 
 def _say_sample(sample: Sampled) -> str:

@@ -81,7 +81,7 @@ def parents_of(parent: list[str] | None) -> "dict[str, Checkpoint]":
 
 def nbytes_of(max_memory: str) -> int:
     """A number of bytes as people write it."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", max_memory)
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)", max_memory)
     units = {unit.lower(): size for unit, size in _UNITS.items()}
     if found is None or found[2].lower() not in units:
         raise RecipeError(

@@ -11,6 +11,7 @@ fold.py       the fewest rules that do to every unit what fits it
 settings.py   how the child is stored and laid out, and whose its other files are
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -141,7 +142,11 @@ def explain_child(
     model = Model(tuple(parents), passes.num_layers)
     measure = passes.measure if sample is None else None
     found = (find_recipe(evidence, model, base, passes.resolve, measure) for base in parents)
-    plan, notes = _best_plan([recipe for recipe in found if recipe is not None], passes, parents, unlike)
+    recipes = sorted(
+        (recipe for recipe in found if recipe is not None),
+        key=lambda recipe: (passes.lacks(recipe.base, evidence), len(recipe.rules)),
+    )
+    plan, notes = _best_plan(recipes, passes, parents, unlike)
     rows = {} if plan is None else {row.unit: row for row in plan.rows}
     broken, given = passes.check(rows, evidence)
     return Explanation(
@@ -162,10 +167,10 @@ def _best_plan(
     parents: Mapping[str, Checkpoint],
     differences: Mapping[str, Sequence[str]],
 ) -> tuple[Plan | None, list[str]]:
-    """Of the recipes with the fewest rules that can be planned, the plan that gives the most of the child's files; and what
-    it does not give."""
+    """Of the first recipes that can be planned, and that have as few rules, the plan that gives the most of the child's files;
+    and what it does not give."""
     plans, refusals = list[tuple[Plan, list[str]]](), list[str]()
-    for recipe in sorted(recipes, key=lambda recipe: len(recipe.rules)):
+    for recipe in recipes:
         if plans and len(recipe.rules) > len(plans[0][0].recipe.rules):
             break
         try:
@@ -192,6 +197,7 @@ def _explained(found: Evidence, row: Row | None, broken: str, is_given: bool) ->
     if row is not None and (is_given or (row.kind == "mix" and not {p.parent for p in row.inputs} <= set(found.equal))):
         shares = {part.parent: part.share for part in row.inputs}
     is_equal = set(shares) <= set(found.equal) or list(shares.values()) == [1.0]
+    ranges = {} if is_equal else {p: room for p, room in ranges.items() if all(map(math.isfinite, room))}
     is_estimate = bool(encoder) and not is_given
     verdict: Verdict = "estimated" if is_estimate else "equal" if is_equal else "mixed"
     encoder, why = (encoder, found.why) if is_estimate else ("", "")

@@ -192,10 +192,10 @@ class Facts:
 
     def _say(self, action: Rule, shares: Shares, found: Evidence) -> bool | Question:
         """Whether an action gives a unit's bytes with these shares, or what must be asked for that."""
-        if not found.equal and found.mixture is None:
-            return True
         if _has_layers(action) and found.role.layer is None:
             return False
+        if not found.equal and found.mixture is None:  # anything that can be planned
+            return tuple(shares) == (self.stub.base,) or set(shares) <= set(found.usable)
         if found.equal:
             are_equal = all(parent in found.equal for parent in shares)
             if len(shares) == 1 or (are_equal and abs(sum(shares.values()) - 1) <= SUM_TOLERANCE):

@@ -13,13 +13,16 @@ from chimerakit.numerics.cells import OTHERS
 
 _MOST = 0.95
 """The share of units for which an encoder must do, to have made the child."""
-_RARE = 0.02
-"""The share of units that somebody may have changed by hand."""
+_RARE = 0.2
+"""The share of a component's units that somebody may have changed by hand."""
 
 
 def is_other(evidence: Sequence[Evidence]) -> bool:
-    """Whether another encoder made the child: units that chimerakit's arithmetic does not give are more than a few."""
-    return sum(map(_is_missed, evidence)) > _RARE * len(evidence)
+    """Whether another encoder made the child: units that chimerakit's arithmetic does not give are more than a few of those
+    of their components."""
+    components = {found.role.component for found in evidence if _is_missed(found)}
+    there = sum(found.role.component in components for found in evidence)
+    return sum(map(_is_missed, evidence)) > _RARE * there
 
 
 def decide(evidence: Sequence[Evidence]) -> list[Evidence]:

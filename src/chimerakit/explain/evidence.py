@@ -34,6 +34,8 @@ class Evidence(Struct, frozen=True):
     """Parents that have the same bytes as each other."""
     readable: tuple[str, ...] = ()
     """Parents whose values can be had, as the child's can."""
+    usable: tuple[str, ...] = ()
+    """Parents whose values can be had, whatever the child's."""
     mixture: Mixture | None = None
     """With one parent: its values, stored otherwise."""
     others: tuple[Mixture, ...] = ()

@@ -38,6 +38,8 @@ _TRIED_ON = 5
 """Candidates that are tried after one that is as near as float32 can tell."""
 _CORNERS = 16
 """Panels, spread over a unit, that the shares of another encoder are estimated from."""
+_RARE = 1e-3
+"""The share of odd numbers up to which float32 may have been added up otherwise."""
 _FEW_OF = 20
 """Of so many blocks one may have been changed by hand; encoders that round otherwise do so all over."""
 
@@ -47,6 +49,7 @@ def look_at(unit: ScanUnit, problems: Mapping[str, str], inputs: Inputs, report:
     same = equal_pairs(unit, inputs, report)
     parents = [side for side in unit.sides if side != CHILD]
     readable = [parent for parent in parents if not problems[parent]]
+    usable = tuple(readable)
     if problems[CHILD] and not _holds_codes(unit, readable):
         readable = []
     found = Evidence(
@@ -56,6 +59,7 @@ def look_at(unit: ScanUnit, problems: Mapping[str, str], inputs: Inputs, report:
         equal=tuple(p for p in parents if (CHILD, p) in same or (p, CHILD) in same),
         alike=tuple(sorted(pair for pair in same if CHILD not in pair)),
         readable=tuple(readable),
+        usable=usable,
     )
     if found.equal:
         return found
@@ -122,12 +126,17 @@ class _Unmixing:
                 most = min(_TRIED, len(tried) + _TRIED_ON)
         unlike, why = self._nearest(clues)
         scales = sum(numel_of(tensor.shape) for tensor in self._unit.sides[CHILD].tensors[1:])
-        return replace(found, others=almost or self.others(), is_touched=unlike <= 1 + scales // _FEW_OF, why=why)
+        others = (almost if unlike <= _RARE * self._size else ()) or self.others()
+        return replace(found, others=others, is_touched=unlike <= 1 + scales // _FEW_OF, why=why)
 
     @property
     def is_small(self) -> bool:
         """Whether all numbers of the unit are few enough that shares may give them by chance."""
-        return sum(panel.rows * panel.cols for panel in self._panels) <= _ESTIMATED_FROM
+        return self._size <= _ESTIMATED_FROM
+
+    @property
+    def _size(self) -> int:
+        return sum(panel.rows * panel.cols for panel in self._panels)
 
     def outline(self, shares: Mapping[str, float]) -> tuple[Bound, ...]:
         """What a few numbers allow around shares that give all of them."""
@@ -138,7 +147,7 @@ class _Unmixing:
         found = []
         for rounding in OTHERS:
             if self._may_be_apart() if rounding.is_apart else not self._holds_codes:
-                corners = self._panels[:: -(-len(self._panels) // _CORNERS)]
+                corners = self._panels[:: max(1, -(-len(self._panels) // _CORNERS))]
                 clues = self._clues(rounding, corners, _ESTIMATED_FROM)
                 shares = next(self._candidates(clues), None)
                 if shares is not None:
@@ -239,6 +248,5 @@ class _Unmixing:
             at = clues.solve(whole[0], np.delete(whole - whole[0], 0, axis=0))
         shares = self._named(np.round(at, 4))
         unlike = self._made_of(shares, is_enough=None).count if shares else 0
-        total = sum(panel.rows * panel.cols for panel in self._panels)
         said = " + ".join(f"{share:g} {parent}" for parent, share in shares.items()) or "nothing"
-        return unlike, f"the nearest mix, {said}, gives all but {unlike} of its {total} numbers"
+        return unlike, f"the nearest mix, {said}, gives all but {unlike} of its {self._size} numbers"

@@ -77,6 +77,10 @@ class Passes:
         """Units of each parent that the child lacks."""
         return {n: tuple(u for u in own if u not in self._mine) for n, own in self._units.items() if n != CHILD}
 
+    def lacks(self, base: str, evidence: Sequence[Evidence]) -> int:
+        """How many units, of those that something explains, a parent can't be the base of, as it has none of the name."""
+        return sum(bool(e.equal or e.mixture) and e.unit not in self._units[base] for e in evidence)
+
     def look(self) -> list[Evidence]:
         """What each unit of the child says, or of the sample, in the child's order."""
 

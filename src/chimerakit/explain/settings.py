@@ -86,7 +86,7 @@ def _best(outputs: Iterable[Output], unlike: Callable[[Output], Collection[str]]
 def _unlike_tensors(plan: Plan, child: Checkpoint) -> list[str]:
     planned = {t.name: (t.dtype, t.shape) for row in plan.rows for t in row.outputs}
     found = {t.name: (t.dtype, t.shape) for t in child.tensors.values()}
-    return [name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name)]
+    return sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name))
 
 
 def _unlike_shards(plan: Plan, child: Checkpoint) -> list[str]:

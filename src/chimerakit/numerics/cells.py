@@ -262,7 +262,8 @@ class Clues:
         begun = np.arange(1, low.size + 1) - np.searchsorted(high, low)
         best = int(begun.argmax())
         end = high[np.searchsorted(high, low[best])]
-        step = float((low[best] + end) / 2)
+        ends = [float(each) for each in (low[best], end) if math.isfinite(each)]
+        step = sum(ends) / len(ends) if ends else 0.0  # where parents agree, no step changes anything
         return step, self.unmet(shares + step * direction)
 
     def decimals(self, among: Sequence[int], *, is_whole: bool) -> Iterator[F64]:

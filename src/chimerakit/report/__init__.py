@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from functools import singledispatch
 
 from chimerakit.compare import DifferenceMap
+from chimerakit.errors import ResultError
 from chimerakit.inspect.records import Inspection
 from chimerakit.report.blocks import Section
 from chimerakit.report.compared import show_map
@@ -32,7 +33,10 @@ __all__ = ["HOW_TO", "Named", "SavedExplanation", "load_result", "make_report"]
 
 def make_report(results: Sequence[Named]) -> str:
     """The page for these results, in their order. Raises MissingExtraError without Jinja2, ResultError for too many cells."""
-    return render_page([_show(result.found, say_text(result.name)) for result in results])
+    try:
+        return render_page([_show(result.found, say_text(result.name)) for result in results])
+    except RecursionError as e:
+        raise ResultError("a result is nested too deeply for a page", do=HOW_TO) from e
 
 
 @singledispatch

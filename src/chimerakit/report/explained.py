@@ -149,7 +149,7 @@ def _shares(found: SavedExplanation) -> Iterator[Block]:
     if not mixed:
         return
     shares = [share for units in mixed.values() for unit in units for share in unit.shares.values()]
-    low, high = min(0.0, *shares), max(1.0, *shares)
+    low, high = min([0.0, *shares]), max([1.0, *shares])
     edges = tuple(low + (high - low) * n / _BINS for n in range(_BINS + 1))
     parents = found.parents[1:_MOST_PARENTS]
     rows = [
