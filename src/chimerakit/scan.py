@@ -226,7 +226,8 @@ def equal_pairs(unit: ScanUnit, inputs: Inputs, report: Report) -> set[Pair]:
     return found
 
 
-def _is_hole(side: str, tensor: Tensor, inputs: Inputs) -> bool:
+def is_hole(side: str, tensor: Tensor, inputs: Inputs) -> bool:
+    """Whether no byte of a tensor takes space on the disk, so that all of them are zeros."""
     return inputs.reader(side, tensor.file).is_hole(tensor.start, tensor.nbytes)
 
 
@@ -238,7 +239,7 @@ def _equal_among(sides: Mapping[str, Input], inputs: Inputs, report: Report) -> 
     size = _FIRST_LOOK  # sides that differ do so early, as a rule
     for number, tensor in enumerate(tensors):
         done = 0
-        if pairs and all(_is_hole(name, side.tensors[number], inputs) for name, side in sides.items()):
+        if pairs and all(is_hole(name, side.tensors[number], inputs) for name, side in sides.items()):
             continue
         while done < tensor.nbytes and pairs:
             nbytes = min(size, CHUNK, tensor.nbytes - done)

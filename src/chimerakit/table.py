@@ -28,7 +28,7 @@ from chimerakit.events import Listener, Report, ignore
 from chimerakit.execute import Inputs
 from chimerakit.formats import open_checkpoint
 from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
-from chimerakit.plan.panels import Panel, cut
+from chimerakit.plan.panels import Panel, largest_panel
 from chimerakit.records import COMPONENTS, Checkpoint, Component, Role, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.scan import Pair, ScanUnit, Values, equal_pairs, objection_to, scan, scan_units
@@ -124,7 +124,7 @@ def verify_table(
         }
         return _row(unit, tuple(parents), problems, inputs, report, codes=codes)
 
-    most = max((cut(u.shape, is_blocked=len(u.shape) == 2).most for u in units[CHILD].values()), default=0)
+    most = largest_panel(unit.shape for unit in units[CHILD].values())
     threads = scan_threads_within(len(mine), most, len(sides), max_memory, threads or default_threads())
     found = {unit.name: row for unit, row in scan("comparing", ask, sides, mine, threads=threads, listener=listener)}
     missing = {name: tuple(u for u in units[name] if u not in units[CHILD]) for name in parents}

@@ -341,6 +341,26 @@ def test_parents_that_are_all_equal_agree(pair: Family, tmp_path: Path) -> None:
     )
 
 
+def test_parents_that_agree_once_they_are_stored_as_the_child_is(tmp_path: Path) -> None:
+    """Float32 parents that differ in no more than what BF16 drops: the child's values are those of either, and so it says."""
+    first = {name: tensor.astype(np.float32) for name, tensor in synthetic.tensors_of(1).items()}
+    second = {name: tensor * np.float32(1 + 2.0**-20) for name, tensor in first.items()}
+    pair = {}
+    for name, tensors in (("v3", first), ("r1", second)):
+        config = synthetic.config_of("bf16") | {"torch_dtype": "float32"}
+        pair[name] = synthetic.write_checkpoint(tmp_path / name, tensors, config)
+    merge(pair, R1T, tmp_path / "child", output="dtype: bf16")
+    found = explain(tmp_path / "child", pair)
+    assert found.is_explained
+    agreed = [unit for unit in found.units if unit.shares == {"v3": 1.0, "r1": 1.0}]
+    assert len(agreed) > len(found.units) / 2
+    assert {unit.verdict for unit in agreed} == {"equal"}
+    nothing_shows = (
+        "units of v3 and r1 have the same bytes once stored as the child's: which of them gave these, nothing shows"
+    )
+    assert any(says.endswith(nothing_shows) for says in found.undetermined)
+
+
 def rewrite(source: Path, target: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
     """A copy of a checkpoint in one file, with other tensors."""
     shutil.copytree(source, target)
@@ -403,6 +423,7 @@ def test_nan_is_no_mix_by_chance(who: str, tmp_path: Path) -> None:
     found = explain(tmp_path / "child", parents)
     unexplained = [unit.unit for unit in found.units if unit.verdict == "unexplained"]
     assert unexplained == ([name] if who == "child" else [])
+    assert found.nonfinite == (who == "r1")
 
 
 def test_a_number_that_parents_agree_on_is_named_if_it_was_changed(tmp_path: Path) -> None:

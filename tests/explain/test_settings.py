@@ -9,6 +9,7 @@ from chimerakit.explain import settings
 from chimerakit.formats import open_checkpoint
 from chimerakit.plan import make_plan
 from chimerakit.records import Checkpoint, Output
+from chimerakit.stores.digest import digest_file
 from tests import synthetic
 from tests.merging import R1T, merge, plan_of
 
@@ -41,6 +42,11 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[Output]:
     return made
 
 
+def digest(path: Path) -> str:
+    """The digest of a file beside the weights."""
+    return digest_file(path).xxh3
+
+
 def opened(parents: Family) -> dict[str, Checkpoint]:
     """The parents as records."""
     return {name: open_checkpoint(path) for name, path in parents.items()}
@@ -64,7 +70,7 @@ def test_settings_are_found_by_few_plans(
     """The child's own settings are found; no setting is planned twice, and whose tokenizer it is takes no plan to try."""
     merge(pair, R1T, tmp_path / "child", output=output)
     recipe, wanted = plan_of(pair, R1T).recipe, plan_of(pair, R1T, output=output)
-    plan, unlike = settings.find_plan(recipe, open_checkpoint(tmp_path / "child"), opened(pair), {})
+    plan, unlike = settings.find_plan(recipe, open_checkpoint(tmp_path / "child"), opened(pair), {}, digest)
     assert not unlike
     assert (plan.rows, plan.shards, plan.files) == (wanted.rows, wanted.shards, wanted.files)
     assert plan.recipe.output == wanted.recipe.output
@@ -76,7 +82,7 @@ def test_files_that_no_setting_gives_are_named(pair: Family, planned: list[Outpu
     merge(pair, R1T, tmp_path / "child", output="chat_template: r1")
     (tmp_path / "child" / "tokenizer.json").write_text('{"of": "me"}')
     recipe = plan_of(pair, R1T).recipe
-    plan, unlike = settings.find_plan(recipe, open_checkpoint(tmp_path / "child"), opened(pair), {})
+    plan, unlike = settings.find_plan(recipe, open_checkpoint(tmp_path / "child"), opened(pair), {}, digest)
     assert unlike == ["tokenizer.json: no parent's; the recipe gives another one, or none"]
     assert plan.recipe.output == Output(chat_template="r1")
     assert len(planned) == 2

@@ -1,7 +1,6 @@
 """Explanations -> tables on a terminal, a recipe in a file, or JSON."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from msgspec.structs import asdict
 from chimerakit._version import __version__
 from chimerakit.cli.show import MOST_SHOWN, add_row, make_grid, print_grid, terminal_width
 from chimerakit.errors import RecipeError, printable
-from chimerakit.explain import Estimate, Explanation
+from chimerakit.explain import Explanation
 from chimerakit.explain.sample import Sampled
 from chimerakit.recipe import recipe_to_data, recipe_to_yaml, say_rule
-from chimerakit.records import COMPONENTS, Component, Recipe
+from chimerakit.records import Recipe
 from chimerakit.report.saved import head_of
-from chimerakit.report.words import say_way
+from chimerakit.report.words import say_estimate, say_nonfinite, say_way, say_ways, ways_of
 from chimerakit.stores.part import write_file
 from chimerakit.words import say_nbytes
 
@@ -48,23 +47,16 @@ def explanation_view(found: Explanation, child: Path, *, detail: bool) -> dict[s
         "parents": found.parents,
         "is_explained": found.is_explained,
         "recipe": None if found.recipe is None else recipe_to_data(found.recipe),
-        "components": _components(found),
+        "components": ways_of(found.units),
         "estimates": found.estimates(),
         "unlike": found.unlike,
         "undetermined": found.undetermined,
         "differences": found.differences,
+        "nonfinite": found.nonfinite,
         "sample": None if found.sample is None else {**asdict(found.sample), "at_most": found.sample.at_most},
         "missing": found.missing,
         "units": [unit for unit in found.units if detail or not unit.is_given],
     }
-
-
-def _components(found: Explanation) -> dict[Component, dict[str, int]]:
-    """For each component, how many units are made in which way."""
-    ways: dict[Component, Counter[str]] = {}
-    for unit in found.units:
-        ways.setdefault(unit.role.component, Counter())[say_way(unit)] += 1
-    return {component: dict(ways[component].most_common()) for component in COMPONENTS if component in ways}
 
 
 def print_explanation(found: Explanation, *, detail: bool) -> None:
@@ -72,10 +64,12 @@ def print_explanation(found: Explanation, *, detail: bool) -> None:
     _print_units(found, detail=detail)
     if found.recipe is not None:
         _print_recipe(found.recipe)
+    if found.nonfinite:
+        print(f"note: {say_nonfinite(found.nonfinite)}")
     if found.sample is not None:
         print(_say_sample(found.sample))
     for estimate in found.estimates():
-        print(printable(f"estimate: {_say_estimate(estimate)}"))
+        print(printable(f"estimate: {say_estimate(estimate)}; another program made them ({estimate.encoder})"))
     for verdict in ("estimated", "unexplained"):
         _print_some([f"{verdict}: {unit.unit}: {unit.why}" for unit in found.units if unit.verdict == verdict])
     for parent, names in found.missing.items():
@@ -102,21 +96,15 @@ def _say_sample(sample: Sampled) -> str:
     )
 
 
-def _say_estimate(estimate: Estimate) -> str:
-    ranges = [f"{low:.4g} to {high:.4g} {parent}" for parent, (low, high) in estimate.ranges.items()]
-    by = "the base" if estimate.rule is None else f"rule {estimate.rule + 1}"
-    return f"{estimate.units} units of {by}: {', '.join(ranges)}; another program made them ({estimate.encoder})"
-
-
 def _print_units(found: Explanation, *, detail: bool) -> None:
     grid = make_grid("", *(["unit"] if detail else ["component", "units"]), "bytes", "the child is")
     if detail:
         for unit in found.units:
             add_row(grid, unit.unit, say_nbytes(unit.nbytes), say_way(unit))
     else:
-        for component, ways in _components(found).items():
+        for component, ways in ways_of(found.units).items():
             nbytes = sum(unit.nbytes for unit in found.units if unit.role.component == component)
-            add_row(grid, component, sum(ways.values()), say_nbytes(nbytes), _in_few_words(ways))
+            add_row(grid, component, sum(ways.values()), say_nbytes(nbytes), say_ways(ways))
     print_grid(grid, terminal_width())
 
 
@@ -125,8 +113,3 @@ def _print_recipe(recipe: Recipe) -> None:
     print(f"  {recipe.base} is the base" + ("" if recipe.rules else ", and all of the child"))
     for number, rule in enumerate(recipe.rules, 1):
         print(printable(f"  {number}. {say_rule(rule)}"))
-
-
-def _in_few_words(ways: dict[str, int]) -> str:
-    said = [way if len(ways) == 1 else f"{way} ({count})" for way, count in ways.items()]
-    return "; ".join(said[:4]) + (f"; {len(said) - 4} other ways" if len(said) > 4 else "")

@@ -32,7 +32,7 @@ from chimerakit.events import Listener, Report, Said, ignore
 from chimerakit.execute import Inputs
 from chimerakit.manifest import parent_record
 from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
-from chimerakit.plan.panels import cut
+from chimerakit.plan.panels import largest_panel
 from chimerakit.records import Checkpoint, Component, Tensor, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.scan import ScanJob, ScanUnit, Values, cut_jobs, objection_to, run_scan, scan_units
@@ -138,8 +138,7 @@ class _Pair:
         self, journal: Journal | None, threads: int | None, max_memory: int, listener: Listener
     ) -> list[UnitDifference]:
         """All units that can be compared, in their order."""
-        shapes = [unit.sides[A].tensors[0].shape for unit in self._todo]
-        most = max((cut(shape, is_blocked=len(shape) == 2).most for shape in shapes), default=0)
+        most = largest_panel(unit.sides[A].tensors[0].shape for unit in self._todo)
         threads = scan_threads_within(len(self.there), most, 2, max_memory, threads or default_threads())
         jobs = cut_jobs(self.sides, self._todo)
         found = {unit.unit: unit for unit in _compare(jobs, journal, threads, listener)}

@@ -17,7 +17,7 @@ from chimerakit.errors import CheckpointError
 from chimerakit.events import Listener, Report
 from chimerakit.execute import Inputs
 from chimerakit.plan.memory import scan_threads_within
-from chimerakit.plan.panels import cut
+from chimerakit.plan.panels import largest_panel
 from chimerakit.records import Checkpoint
 from chimerakit.runners.local import default_threads
 from chimerakit.scan import ScanJob, ScanUnit, run_scan
@@ -63,7 +63,7 @@ def compare_routers(
         return []
     sizes = [(router.experts, router.hidden) for router in routers]
     read = [tensor.shape for tensor in states.layers.values()] if isinstance(states, RecordedStates) else []
-    weights = max(*map(numel_of, sizes), *(cut(shape, is_blocked=True).most for shape in read), 0)
+    weights = max(*map(numel_of, sizes), largest_panel(read))
     threads = scan_threads_within(len(units), weights, len(sides), max_memory, threads or default_threads())
 
     def compare(job: ScanJob, inputs: Inputs, report: Report) -> RouterDifference:

@@ -14,6 +14,7 @@ settings.py   how the child is stored and laid out, and whose its other files ar
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -24,16 +25,17 @@ from chimerakit.errors import PlanError
 from chimerakit.events import Listener, ignore
 from chimerakit.explain.actions import Model
 from chimerakit.explain.encoders import decide, is_other
-from chimerakit.explain.evidence import Evidence
+from chimerakit.explain.evidence import Evidence, Mixture
 from chimerakit.explain.passes import Passes
 from chimerakit.explain.rules import find_recipe
 from chimerakit.explain.sample import Sampled
-from chimerakit.explain.settings import differences, find_plan
+from chimerakit.explain.settings import Digest, differences, find_plan
 from chimerakit.formats import open_checkpoint
 from chimerakit.numerics.cells import Interval
 from chimerakit.plan.deltas import units_in_question
 from chimerakit.plan.memory import MAX_MEMORY
 from chimerakit.records import Checkpoint, Plan, Recipe, Role, Row
+from chimerakit.stores.digest import digest_file
 
 Verdict = Literal["equal", "mixed", "estimated", "unexplained"]
 
@@ -92,6 +94,8 @@ class Explanation(Struct, frozen=True):
     """What no byte of the child shows."""
     differences: dict[str, tuple[str, ...]]
     """In what else than weights the child differs from each parent."""
+    nonfinite: int = 0
+    """Units that the recipe makes of numbers and that hold NaN or infinity: it merges with --allow-nonfinite only."""
     sample: Sampled | None = None
     """What was looked at, if not everything; `units` are those."""
 
@@ -136,9 +140,10 @@ def explain_child(
     """
     drawn = None if sample is None else (sample, seed)
     passes = Passes(open_checkpoint(child), parents, threads, max_memory, listener, drawn)
+    digest = cache(lambda path: digest_file(path).xxh3)
     seen = passes.look()
     evidence = decide(passes.doubt(seen) if is_other(seen) else seen)
-    unlike = {name: tuple(differences(passes.child, parent)) for name, parent in parents.items()}
+    unlike = {name: tuple(differences(passes.child, parent, digest)) for name, parent in parents.items()}
     model = Model(tuple(parents), passes.num_layers)
     measure = passes.measure if sample is None else None
     found = (find_recipe(evidence, model, base, passes.resolve, measure) for base in parents)
@@ -146,17 +151,18 @@ def explain_child(
         (recipe for recipe in found if recipe is not None),
         key=lambda recipe: (passes.lacks(recipe.base, evidence), len(recipe.rules)),
     )
-    plan, notes = _best_plan(recipes, passes, parents, unlike)
+    plan, notes = _best_plan(recipes, passes, parents, unlike, digest)
     rows = {} if plan is None else {row.unit: row for row in plan.rows}
-    broken, given = passes.check(rows, evidence)
+    broken = passes.check(rows, evidence) if rows else {}
     return Explanation(
         parents=tuple(parents),
         recipe=None if plan is None else plan.recipe,
-        units=tuple(_explained(e, rows.get(e.unit), broken.get(e.unit, ""), e.unit in given) for e in evidence),
+        units=tuple(_explained(e, rows.get(e.unit), broken.get(e.unit)) for e in evidence),
         missing=passes.missing(),
         unlike=tuple(notes),
         undetermined=tuple(_undetermined(evidence)),
         differences=unlike,
+        nonfinite=passes.nonfinite(rows, evidence),
         sample=passes.sampled(),
     )
 
@@ -166,6 +172,7 @@ def _best_plan(
     passes: Passes,
     parents: Mapping[str, Checkpoint],
     differences: Mapping[str, Sequence[str]],
+    digest: Digest,
 ) -> tuple[Plan | None, list[str]]:
     """Of the first recipes that can be planned, and that have as few rules, the plan that gives the most of the child's files;
     and what it does not give."""
@@ -176,7 +183,7 @@ def _best_plan(
         try:
             questions = units_in_question(recipe, Anatomy(parents[recipe.base]))
             distances = {name: passes.measure(recipe.base, name, units) for name, units in questions.items()}
-            plans.append(find_plan(recipe, passes.child, parents, distances))
+            plans.append(find_plan(recipe, passes.child, parents, distances, digest))
         except PlanError as e:
             refusals += [f"{recipe.base!r} can't be the base: {problem}" for problem in e.problems]
     if not plans:
@@ -184,37 +191,63 @@ def _best_plan(
     return min(plans, key=lambda found: (len(found[1]), len(differences[found[0].recipe.base])))
 
 
-def _explained(found: Evidence, row: Row | None, broken: str, is_given: bool) -> Explained:
-    """The evidence in the recipe's words: of several ways to give a unit's bytes, the one that its rule takes. is_given:
-    whether the row gives its bytes, though the evidence does not say so."""
-    rule = None if row is None else row.rule
-    if broken or not (found.equal or found.mixture or is_given):
-        return Explained(found.unit, found.role, found.nbytes, "unexplained", {}, rule=rule, why=broken or found.why)
-    ranges, encoder = dict[str, Interval](), ""
-    shares = dict.fromkeys(found.equal, 1.0)
-    if found.mixture is not None:
-        shares, ranges, encoder = found.mixture.shares, found.mixture.ranges, found.mixture.encoder
-    if row is not None and (is_given or (row.kind == "mix" and not {p.parent for p in row.inputs} <= set(found.equal))):
+def _explained(found: Evidence, row: Row | None, broken: str | None) -> Explained:
+    """The evidence in the recipe's words.
+
+    broken: why the recipe's row does not give the unit's bytes; nothing if it does; None without a recipe.
+    """
+    mixture, rule = found.mixture, None if row is None else row.rule
+    if row is not None and not broken:
         shares = {part.parent: part.share for part in row.inputs}
-    is_equal = set(shares) <= set(found.equal) or list(shares.values()) == [1.0]
-    ranges = {} if is_equal else {p: room for p, room in ranges.items() if all(map(math.isfinite, room))}
-    is_estimate = bool(encoder) and not is_given
-    verdict: Verdict = "estimated" if is_estimate else "equal" if is_equal else "mixed"
-    encoder, why = (encoder, found.why) if is_estimate else ("", "")
-    return Explained(found.unit, found.role, found.nbytes, verdict, shares, ranges, encoder, rule, why)
+    elif broken is None and (found.equal or (mixture is not None and not mixture.encoder)):
+        shares = dict.fromkeys(found.equal, 1.0) if mixture is None else mixture.shares
+    elif mixture is not None and mixture.encoder and (row is not None or broken is None):
+        return _estimated(found, mixture, row)
+    else:
+        why = found.why or broken or ""
+        return Explained(found.unit, found.role, found.nbytes, "unexplained", {}, rule=rule, why=why)
+    same = next((same for same in (found.equal, found.converted) if set(shares) <= set(same)), None)
+    if same is not None or list(shares.values()) == [1.0]:
+        shares = shares if same is None else dict.fromkeys(same, 1.0)
+        return Explained(found.unit, found.role, found.nbytes, "equal", shares, rule=rule)
+    ranges = _finite(mixture) if mixture is not None and not mixture.encoder else {}
+    return Explained(found.unit, found.role, found.nbytes, "mixed", shares, ranges, rule=rule)
+
+
+def _estimated(found: Evidence, mixture: Mixture, row: Row | None) -> Explained:
+    """What another encoder made, with the recipe's shares."""
+    is_mix = row is not None and row.kind == "mix"
+    shares = {part.parent: part.share for part in row.inputs} if row is not None and is_mix else mixture.shares
+    return Explained(
+        found.unit,
+        found.role,
+        found.nbytes,
+        "estimated",
+        shares,
+        _finite(mixture),
+        mixture.encoder,
+        None if row is None else row.rule,
+        found.why,
+    )
+
+
+def _finite(mixture: Mixture) -> dict[str, Interval]:
+    return {parent: room for parent, room in mixture.ranges.items() if all(map(math.isfinite, room))}
 
 
 def _common_ranges(units: Sequence[Explained]) -> dict[str, Interval]:
-    there = {parent: [unit.ranges[parent] for unit in units if parent in unit.ranges] for parent in units[0].shares}
+    named = dict.fromkeys(parent for unit in units for parent in unit.ranges)
+    there = {parent: [unit.ranges[parent] for unit in units if parent in unit.ranges] for parent in named}
     return {
         parent: Interval(max(room.low for room in ranges), min(room.high for room in ranges))
         for parent, ranges in there.items()
-        if ranges
     }
 
 
 def _undetermined(evidence: Sequence[Evidence]) -> Iterator[str]:
     """What may have been otherwise, with the same bytes."""
-    agreeing = Counter(found.equal for found in evidence if len(found.equal) > 1)
-    for parents, count in agreeing.items():
+    for parents, count in Counter(found.equal for found in evidence if len(found.equal) > 1).items():
         yield f"{count} units have the same bytes in {' and '.join(parents)}: which of them gave these, nothing shows"
+    for parents, count in Counter(found.converted for found in evidence if len(found.converted) > 1).items():
+        alike = f"{count} units of {' and '.join(parents)} have the same bytes once stored as the child's"
+        yield f"{alike}: which of them gave these, nothing shows"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
@@ -37,9 +37,18 @@ def made_of_shares(unit: ScanUnit, shares: Mapping[str, float]) -> Row:
     )
 
 
-def gives(row: Row, unit: ScanUnit, inputs: Inputs, report: Report) -> bool:
+class Given(NamedTuple):
+    """Whether something gives all bytes of a unit."""
+
+    is_given: bool
+    nonfinite: int
+    """NaN and infinite numbers in it."""
+
+
+def gives(row: Row, unit: ScanUnit, inputs: Inputs, report: Report) -> Given:
     """Whether a row gives all bytes of a unit of the child: it is made again, by the code that merges."""
-    return not make_again(row, unit, inputs, report, is_enough=1).count
+    made = make_again(row, unit, inputs, report, is_enough=1)
+    return Given(not made.count, made.nonfinite)
 
 
 class _UnlikeError(Exception):
@@ -52,6 +61,8 @@ class Unlike:
     def __init__(self, child: Input, inputs: Inputs, report: Report, *, is_enough: int | None):
         self.count = 0
         """Numbers that differ, and scales."""
+        self.nonfinite = 0
+        """NaN and infinite numbers in what was made, if it was made to the end."""
         self.first: Ints | None = None
         """Places in the weight of the first of them; of scales, of the first numbers in their blocks."""
         self._tensors = {tensor.name: tensor for tensor in child.tensors}
@@ -89,5 +100,5 @@ def make_again(row: Row, unit: ScanUnit, inputs: Inputs, report: Report, *, is_e
     """What a row gives otherwise than the child has it; stops at so many numbers, or None for all."""
     sink = Unlike(unit.sides[CHILD], inputs, report, is_enough=is_enough)
     with suppress(_UnlikeError):
-        list(make_units((row,), inputs, sink, allow_nonfinite=True))
+        sink.nonfinite = sum(made.nonfinite for _, made in make_units((row,), inputs, sink, allow_nonfinite=True))
     return sink

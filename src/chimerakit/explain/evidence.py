@@ -32,15 +32,24 @@ class Evidence(Struct, frozen=True):
     """Parents whose bytes these are."""
     alike: tuple[Pair, ...]
     """Parents that have the same bytes as each other."""
-    readable: tuple[str, ...] = ()
-    """Parents whose values can be had, as the child's can."""
     usable: tuple[str, ...] = ()
-    """Parents whose values can be had, whatever the child's."""
+    """Parents whose values can be had."""
+    is_readable: bool = True
+    """Whether the child's can, too."""
     mixture: Mixture | None = None
     """With one parent: its values, stored otherwise."""
+    converted: tuple[str, ...] = ()
+    """All parents whose values, stored as the child stores them, are these bytes; there may be more than one."""
     others: tuple[Mixture, ...] = ()
     """What other encoders may have done, the tightest first; where chimerakit gives the bytes, too, if that may be chance."""
     is_touched: bool = False
     """Whether so few numbers are otherwise than in the nearest mix that somebody may have changed just these."""
+    nonfinite: int = 0
+    """NaN and infinite numbers that making the unit again came upon."""
     why: str = ""
     """What is the matter, if nothing gives the unit's bytes."""
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """Parents that the child can be compared with in numbers."""
+        return self.usable if self.is_readable else ()

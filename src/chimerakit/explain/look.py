@@ -5,7 +5,7 @@ the whole unit by making it again. Numbers that come out otherwise narrow what i
 byte, or none is left.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations, permutations
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from chimerakit.explain.evidence import Evidence, Mixture
 from chimerakit.numerics.cells import OTHERS, OWN, Bound, Clues, Rounding, apart
 from chimerakit.numerics.mix import decode
 from chimerakit.plan.panels import Panel
-from chimerakit.scan import ScanUnit, Values, equal_pairs
+from chimerakit.scan import Pair, ScanUnit, Values, equal_pairs
 
 if TYPE_CHECKING:
     from chimerakit.numerics.cells import F64, Ints
@@ -48,25 +48,22 @@ def look_at(unit: ScanUnit, problems: Mapping[str, str], inputs: Inputs, report:
     """The question of a scan. problems: of each side, why its values can't be had, if so."""
     same = equal_pairs(unit, inputs, report)
     parents = [side for side in unit.sides if side != CHILD]
-    readable = [parent for parent in parents if not problems[parent]]
-    usable = tuple(readable)
-    if problems[CHILD] and not _holds_codes(unit, readable):
-        readable = []
+    usable = [parent for parent in parents if not problems[parent]]
     found = Evidence(
         unit=unit.name,
         role=unit.role,
         nbytes=sum(tensor.nbytes for tensor in unit.sides[CHILD].tensors),
         equal=tuple(p for p in parents if (CHILD, p) in same or (p, CHILD) in same),
         alike=tuple(sorted(pair for pair in same if CHILD not in pair)),
-        readable=tuple(readable),
-        usable=usable,
+        usable=tuple(usable),
+        is_readable=not problems[CHILD] or _holds_codes(unit, usable),
     )
     if found.equal:
         return found
     objections = "; ".join(f"{side}: {problems[side]}" for side in unit.sides if problems[side])
-    if not readable:
+    if not found.readable:
         return replace(found, why=objections or "no parent has it")
-    found = _Unmixing(unit, readable, inputs, report).solve(found)
+    found = _Unmixing(unit, list(found.readable), inputs, report).solve(found)
     return replace(found, why="; ".join(filter(None, (found.why, objections)))) if found.why else found
 
 
@@ -119,8 +116,12 @@ class _Unmixing:
             if shares is None:
                 break
             tried.append(list(shares.items()))
-            if not self._contradict(clues, shares):
-                return replace(found, mixture=self._mixture(clues, shares), others=almost)
+            made = self._try(clues, shares)
+            if not made.count:
+                mixture = self._mixture(clues, shares)
+                first = next(iter(shares)) if list(shares.values()) == [1.0] else None
+                converted = () if first is None else tuple(self._all_converted(clues, first, found.alike))
+                return replace(found, mixture=mixture, converted=converted, others=almost, nonfinite=made.nonfinite)
             if not almost and not clues.unmet(self._at(shares)):
                 almost = (replace(self._mixture(clues, shares), encoder=OTHERS[0].name),)
                 most = min(_TRIED, len(tried) + _TRIED_ON)
@@ -128,6 +129,14 @@ class _Unmixing:
         scales = sum(numel_of(tensor.shape) for tensor in self._unit.sides[CHILD].tensors[1:])
         others = (almost if unlike <= _RARE * self._size else ()) or self.others()
         return replace(found, others=others, is_touched=unlike <= 1 + scales // _FEW_OF, why=why)
+
+    def _all_converted(self, clues: Clues, first: str, alike: Collection[Pair]) -> Iterator[str]:
+        """All parents whose values are a unit's bytes if stored as it is, as those of the first are."""
+        for parent in self._parents:
+            is_first = parent == first or (first, parent) in alike or (parent, first) in alike
+            alone = {parent: 1.0}
+            if is_first or not (clues.unmet(self._at(alone)) or self._try(clues, alone).count):
+                yield parent
 
     @property
     def is_small(self) -> bool:
@@ -164,9 +173,8 @@ class _Unmixing:
     def _mixture(self, clues: Clues, shares: Mapping[str, float]) -> Mixture:
         at = self._at(shares)
         bounds, width = clues.outline(at)
-        ranges = {
-            parent: room for parent, room in zip(self._parents, clues.ranges(at), strict=True) if parent in shares
-        }
+        rooms = zip(self._parents, clues.ranges(at), strict=True)
+        ranges = {parent: room for parent, room in rooms if parent in shares or room.low < room.high}
         return Mixture(dict(shares), ranges, tuple(bounds), width, clues.rounding.name)
 
     def _clues(self, rounding: Rounding, panels: Sequence[Panel], numbers: int) -> Clues:
@@ -194,13 +202,13 @@ class _Unmixing:
             terms = list(codes)
         clues.add(terms[0], [decode(term) for term in terms[1:]], where)
 
-    def _contradict(self, clues: Clues, shares: Mapping[str, float]) -> bool:
-        """Whether shares do not give the unit; numbers that are not given are added to the clues."""
-        found = self._made_of(shares, is_enough=1).first
-        if found is not None:
-            panel, where = self._values.place(found[:: max(1, len(found) // _ADDED)])
+    def _try(self, clues: Clues, shares: Mapping[str, float]) -> Unlike:
+        """Whether shares give the unit; numbers that they don't are added to the clues."""
+        made = self._made_of(shares, is_enough=1)
+        if made.first is not None:
+            panel, where = self._values.place(made.first[:: max(1, len(made.first) // _ADDED)])
             self._learn(clues, panel, where)
-        return found is not None
+        return made
 
     def _made_of(self, shares: Mapping[str, float], *, is_enough: int | None) -> Unlike:
         row = made_of_shares(self._unit, shares)

@@ -12,13 +12,13 @@ from chimerakit.errors import PlanError
 from chimerakit.events import Listener, Report
 from chimerakit.execute import Inputs
 from chimerakit.explain.actions import Question
-from chimerakit.explain.again import CHILD, gives, made_of_shares
+from chimerakit.explain.again import CHILD, Given, gives, made_of_shares
 from chimerakit.explain.evidence import Evidence
 from chimerakit.explain.look import doubt, look_at, outline
 from chimerakit.explain.sample import Sampled, cut_row, cut_unit, draw, nbytes_on
 from chimerakit.numerics.cells import Bound
 from chimerakit.plan.memory import scan_threads_within
-from chimerakit.plan.panels import cut
+from chimerakit.plan.panels import largest_panel
 from chimerakit.records import Checkpoint, Row, Unit
 from chimerakit.runners.local import default_threads
 from chimerakit.scan import ScanUnit, objection_to, scan, scan_units
@@ -51,14 +51,14 @@ class Passes:
         self._spans = whole if sample is None else draw(list(self._mine.values()), CHILD, *sample)
         self._sample = sample
         self.num_layers = self._anatomies[CHILD].num_layers
-        shapes = [unit.shape for unit in self._units[CHILD].values()]
-        most = max((cut(shape, is_blocked=len(shape) == 2).most for shape in shapes), default=0)
+        most = largest_panel(unit.shape for unit in self._units[CHILD].values())
         self._max_memory = max_memory
         self._threads = scan_threads_within(
             len(self._mine), most, len(self._sides), max_memory, threads or default_threads()
         )
         self._listener = listener
         self._answers: dict[Question, bool] = {}
+        self._nonfinite = set[str]()
         self._seen: dict[str, Evidence] = {}
         self._outlines: dict[str, tuple[Bound, ...]] = {}
         self._distances: dict[tuple[str, str, frozenset[str]], Mapping[str, float]] = {}
@@ -89,6 +89,7 @@ class Passes:
 
         found = self._scan("looking at units", ask, [name for name in self._mine if name in self._spans])
         self._seen = {name: replace(each, nbytes=nbytes_on(CHILD, [self._mine[name]])) for name, each in found.items()}
+        self._nonfinite |= {name for name, each in found.items() if each.nonfinite}
         return list(self._seen.values())
 
     def doubt(self, evidence: Sequence[Evidence]) -> list[Evidence]:
@@ -120,20 +121,28 @@ class Passes:
                 else:
                     waiting.setdefault(question[0], []).append(question)
 
-        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> tuple[tuple[Bound, ...], dict[Question, bool]]:
+        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> tuple[tuple[Bound, ...], dict[Question, Given]]:
             bounds = self._outlines.get(unit.name)
             if bounds is None:
                 bounds = self._outline(unit, inputs, report)
             return bounds, {
-                question: not self._is_outside(question, bounds)
-                and gives(made_of_shares(unit, dict(question[1])), unit, inputs, report)
+                question: gives(made_of_shares(unit, dict(question[1])), unit, inputs, report)
                 for question in waiting[unit.name]
+                if not self._is_outside(question, bounds)
             }
 
-        for name, (bounds, answers) in self._scan("making units again", ask, waiting).items():
+        for name, (bounds, made) in self._scan("making units again", ask, waiting).items():
             self._outlines[name] = bounds
-            self._answers.update(answers)
+            self._answers |= {
+                question: question in made and self._is_given(name, made[question]) for question in waiting[name]
+            }
         return self._answers
+
+    def _is_given(self, unit: str, made: Given) -> bool:
+        """Whether what was made is the unit; it is noted if that has NaN."""
+        if made.is_given and made.nonfinite:
+            self._nonfinite.add(unit)
+        return made.is_given
 
     def _outline(self, unit: ScanUnit, inputs: Inputs, report: Report) -> tuple[Bound, ...]:
         """What a few numbers of a unit allow, if it is a parent's; rules ask of many such whether they might be mixes."""
@@ -147,37 +156,39 @@ class Passes:
         at = [shares.get(parent, 0.0) for parent in self._seen[question[0]].readable]
         return not all(bound.allows(at) for bound in bounds)
 
-    def check(self, rows: Mapping[str, Row], evidence: Sequence[Evidence]) -> tuple[dict[str, str], set[str]]:
-        """Units that a plan does not give after all, and why: nothing is believed of how its recipe was found; and units of
-        which nothing was claimed, or only estimated, and that it gives.
+    def check(self, rows: Mapping[str, Row], evidence: Sequence[Evidence]) -> dict[str, str]:
+        """Of each unit, why a plan does not give its bytes; nothing if it does: nothing is believed of how its recipe was
+        found.
 
-        rows: those of the plan, none if there is none. What is copied from a parent with the child's bytes was read; what
-        was made again in the same way is known; everything else is made now.
+        rows: those of the plan. What is copied from a parent with the child's bytes was read; what was made again in the
+        same way is known; everything else is made now.
         """
-        claimed = {found.unit for found in evidence if found.equal or (found.mixture and not found.mixture.encoder)}
-        doubtful, broken = dict[str, Row](), dict[str, str]()
-        for each in evidence if rows else ():
+        doubtful, says = dict[str, Row](), dict.fromkeys((found.unit for found in evidence), "")
+        for each in evidence:
             whole, span = rows.get(each.unit), self._spans[each.unit]
             if whole is None:
-                if each.equal or each.mixture:
-                    broken[each.unit] = "the recipe's base has no such unit"
+                says[each.unit] = "the recipe's base has no such unit"
                 continue
             row, unit = cut_row(whole, span), cut_unit(self._mine[each.unit], span)
             if [(t.dtype, t.shape) for t in row.outputs] != [(t.dtype, t.shape) for t in unit.sides[CHILD].tensors]:
-                if each.unit in claimed:
-                    broken[each.unit] = f"the recipe stores it as {row.storage}"
+                says[each.unit] = f"the recipe stores it as {row.storage}"
             elif (copied := _copied(row, each)) is None:
                 if not self._is_known(row, unit, each):
                     doubtful[each.unit] = row
-            elif each.unit in claimed and copied not in each.equal:
-                broken[each.unit] = f"the recipe copies it from {copied!r}, whose bytes are others"
+            elif copied not in each.equal:
+                says[each.unit] = f"the recipe copies it from {copied!r}, whose bytes are others"
 
-        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> bool:
+        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> Given:
             return gives(doubtful[unit.name], unit, inputs, report)
 
-        made = self._scan("making units again", ask, doubtful)
-        broken |= {n: "the recipe does not give it" for n, is_given in made.items() if n in claimed and not is_given}
-        return broken, {n for n, is_given in made.items() if n not in claimed and is_given}
+        for name, made in self._scan("making units again", ask, doubtful).items():
+            says[name] = "" if self._is_given(name, made) else "the recipe does not give it"
+        return says
+
+    def nonfinite(self, rows: Mapping[str, Row], evidence: Sequence[Evidence]) -> int:
+        """How many units that a plan makes of numbers hold NaN or infinity."""
+        found = (each for each in evidence if each.unit in self._nonfinite and each.unit in rows)
+        return sum(_copied(rows[each.unit], each) is None for each in found)
 
     def _is_known(self, row: Row, unit: ScanUnit, found: Evidence) -> bool:
         """Whether a unit was made again in the way that a row would make it, and came out."""

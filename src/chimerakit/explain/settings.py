@@ -19,16 +19,19 @@ from chimerakit.plan import make_plan
 from chimerakit.plan.deltas import Distances
 from chimerakit.plan.files import choose_files
 from chimerakit.records import Checkpoint, FileRow, Output, Plan, Recipe
-from chimerakit.stores.digest import digest_file, digest_of
+from chimerakit.stores.digest import digest_of
 
 _DTYPES: tuple[Literal["keep", "bf16", "f16", "f32", "fp8-block"], ...] = ("keep", "bf16", "f16", "f32", "fp8-block")
 _SHARDS: tuple[Literal["base", "by-rule"], ...] = ("base", "by-rule")
 _TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
 _OPENING = "<think>"
 
+Digest = Callable[[Path], str]
+"""The digest of a file beside the weights; each is asked for again and again."""
+
 
 def find_plan(
-    recipe: Recipe, child: Checkpoint, parents: Mapping[str, Checkpoint], distances: Distances
+    recipe: Recipe, child: Checkpoint, parents: Mapping[str, Checkpoint], distances: Distances, digest: Digest
 ) -> tuple[Plan, list[str]]:
     """The recipe's plan with the settings under which most of the child's files come out as they are; and what does not.
 
@@ -46,7 +49,7 @@ def find_plan(
             raise PlanError(problems)
         return rows.values()
 
-    is_file = partial(_is_file, parents=parents, digest=cache(lambda path: digest_file(path).xxh3))
+    is_file = partial(_is_file, parents=parents, digest=digest)
     output = _best((Output(dtype=dtype) for dtype in _DTYPES), lambda o: _unlike_tensors(plan_of(o), child))
     output = _best([replace(output, shards=shards) for shards in _SHARDS], lambda o: _unlike_shards(plan_of(o), child))
     output = _best(_texts(output, recipe), lambda o: _unlike_files(files_of(o), child, is_file))
@@ -105,7 +108,7 @@ def _unlike_files(rows: Iterable[FileRow], child: Checkpoint, is_file: Callable[
     )
 
 
-def _is_file(file: Path, row: FileRow, parents: Mapping[str, Checkpoint], digest: Callable[[Path], str]) -> bool:
+def _is_file(file: Path, row: FileRow, parents: Mapping[str, Checkpoint], digest: Digest) -> bool:
     """Whether a file of the child is what a plan makes it."""
     if file.stat().st_size != row.nbytes:
         return False
@@ -117,7 +120,7 @@ def _is_file(file: Path, row: FileRow, parents: Mapping[str, Checkpoint], digest
 # ------------------------------------------------------------------------------ what weights can't show
 
 
-def differences(child: Checkpoint, parent: Checkpoint) -> list[str]:
+def differences(child: Checkpoint, parent: Checkpoint, digest: Digest) -> list[str]:
     """In what else than weights a child differs from a parent: config, tokenizer, chat template, other files."""
     found = [
         f"config.json: {key} is {child.config.get(key, 'absent')!r}, not {parent.config.get(key, 'absent')!r}"
@@ -128,7 +131,7 @@ def differences(child: Checkpoint, parent: Checkpoint) -> list[str]:
     for name in sorted(mine.keys() | theirs.keys()):
         if name not in mine or name not in theirs:
             found.append(f"{name}: {'the child has it' if name in mine else 'the child lacks it'}")
-        elif digest_file(mine[name]).xxh3 != digest_file(theirs[name]).xxh3:
+        elif digest(mine[name]) != digest(theirs[name]):
             found.append(f"{name}: another")
     opens = [any(_OPENING in c.texts.get(name, "") for name in _TEMPLATES) for c in (child, parent)]
     if opens[0] != opens[1]:

@@ -60,10 +60,12 @@ def _missing_experts(anatomy: Anatomy, units: Iterable[Unit]) -> Iterator[Findin
     for unit in units:
         if unit.role.expert is not None:
             layers.setdefault(unit.role.layer, Counter())[unit.role.expert] += 1
-    for layer, experts in layers.items() if of is not None else ():
+    if of is None:
+        return
+    for layer, experts in layers.items():
         most = max(experts.values())
         whole = {expert for expert, count in experts.items() if count == most}
-        if of is not None and len(whole) < of:
+        if len(whole) < of:
             first = next(expert for expert in range(of) if expert not in whole)
             says = f"{of - len(whole)} of its {of} routed experts are incomplete, such as expert {first}"
             yield Finding(False, f"layer {layer}", says)

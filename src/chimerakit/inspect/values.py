@@ -10,13 +10,10 @@ from chimerakit.events import Listener, Report
 from chimerakit.execute import Inputs
 from chimerakit.inspect.records import Census, Censuses, UnitCensus
 from chimerakit.plan.memory import scan_threads_within
-from chimerakit.plan.panels import cut
-from chimerakit.records import (
-    Input,
-    Unit,
-)
+from chimerakit.plan.panels import largest_panel
+from chimerakit.records import Unit
 from chimerakit.runners.local import default_threads
-from chimerakit.scan import ScanUnit, Values, objection_to, scan, scan_units
+from chimerakit.scan import ScanUnit, Values, is_hole, objection_to, scan, scan_units
 
 _SIDE = "checkpoint"
 
@@ -27,8 +24,7 @@ def take_censuses(
     """A census of every unit that can be decoded; each is read once."""
     unread = {name: why for name, unit in units.items() if (why := objection_to(anatomy, unit))}
     readable = [unit for unit in scan_units({_SIDE: units}) if unit.name not in unread]
-    shapes = [unit.sides[_SIDE].tensors[0].shape for unit in readable]
-    most = max((cut(shape, is_blocked=len(shape) == 2).most for shape in shapes), default=0)
+    most = largest_panel(unit.sides[_SIDE].tensors[0].shape for unit in readable)
     threads = scan_threads_within(len(readable), most, 1, max_memory, threads or default_threads())
     sides = {_SIDE: anatomy.checkpoint}
     found = {u.name: c for u, c in scan("counting", _take_census, sides, readable, threads=threads, listener=listener)}
@@ -43,7 +39,7 @@ def _take_census(unit: ScanUnit, inputs: Inputs, report: Report) -> Census:
     weight, is_blocked = part.tensors[0], part.storage in FP8_BLOCKS
     scales = numel_of(part.tensors[1].shape) if is_blocked else 0
     found = Census(values=numel_of(weight.shape), codes=numel_of(weight.shape) if is_blocked else 0, scales=scales)
-    if _is_hole(part, inputs):
+    if all(is_hole(_SIDE, tensor, inputs) for tensor in part.tensors):
         report(unit.nbytes)
         zero_scales = scales if part.tensors[-1].dtype == "F32" else 0  # an exponent of 0 is 2^-127
         return replace(found, zeros=found.values, zero_scales=zero_scales)
@@ -55,9 +51,3 @@ def _take_census(unit: ScanUnit, inputs: Inputs, report: Report) -> Census:
         report(term.data.nbytes)
     report(unit.nbytes - done)
     return found
-
-
-def _is_hole(part: Input, inputs: Inputs) -> bool:
-    """Whether no byte of a unit takes space on the disk, so that all of them are zeros."""
-    extents = (inputs.reader(_SIDE, tensor.file).extents(tensor.start, tensor.nbytes) for tensor in part.tensors)
-    return not any(is_data for found in extents for _, _, is_data in found)

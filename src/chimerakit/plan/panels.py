@@ -4,7 +4,7 @@ Numbers in blocks go by 128 rows, or some times that, as wide as the matrix unle
 run of weights in storage order. The cuts are fixed, so that sums over a tensor do not depend on threads or memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from chimerakit.dtypes import BLOCK, numel_of
@@ -15,6 +15,11 @@ BLOCKED_WEIGHTS = 1 << 21
 """Weights of a panel of blocks, if it has more than one row of them."""
 FLAT_WEIGHTS = 1 << 20
 """Weights of a panel that knows no blocks."""
+
+
+def largest_panel(shapes: Iterable[tuple[int, ...]]) -> int:
+    """Weights of the largest panel of any tensor; a matrix may be in blocks."""
+    return max((cut(shape, is_blocked=len(shape) == 2).most for shape in shapes), default=0)
 
 
 class Panel(NamedTuple):

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
-from chimerakit.explain import Estimate, Explained
+from chimerakit.explain import Explained
 from chimerakit.recipe import recipe_to_yaml, say_rule
 from chimerakit.records import COMPONENTS, Component
 from chimerakit.report.axes import Grid, component_grid, expert_grid
@@ -27,13 +27,20 @@ from chimerakit.report.blocks import (
 )
 from chimerakit.report.cells import Cell, Mark
 from chimerakit.report.saved import SavedExplanation
-from chimerakit.report.words import say_lines, say_text, say_way
+from chimerakit.report.words import (
+    MOST_WAYS,
+    say_estimate,
+    say_lines,
+    say_nonfinite,
+    say_text,
+    say_way,
+    say_ways,
+    ways_of,
+)
 from chimerakit.words import say_many, say_nbytes
 
 _MOST_PARENTS = 8
 """Whose shares are drawn."""
-_MOST_WAYS = 4
-"""In which units of one place are made, as far as they are told."""
 _BINS = 50
 _MARKS = {Mark.AGREE: "parents agree", Mark.WRONG: "unexplained"}
 
@@ -119,8 +126,8 @@ def _cell(units: Sequence[Explained], parent: str) -> Cell:
 def _ways_in_words(units: Sequence[Explained]) -> str:
     """`2 units 0.25 v3 + 0.75 r1; 1 unit = v3`, and why the first that is unexplained is."""
     ways = Counter(say_way(unit) for unit in units).most_common()
-    says = "; ".join(f"{say_many(number, 'unit')} {way}" for way, number in ways[:_MOST_WAYS])
-    says += f"; {len(ways) - _MOST_WAYS} other ways" if len(ways) > _MOST_WAYS else ""
+    says = "; ".join(f"{say_many(number, 'unit')} {way}" for way, number in ways[:MOST_WAYS])
+    says += f"; {len(ways) - MOST_WAYS} other ways" if len(ways) > MOST_WAYS else ""
     wrong = next((unit for unit in units if unit.verdict == "unexplained"), None)
     return say_text(says) if wrong is None else f"{say_text(says)}: {say_text(wrong.unit)}: {say_text(wrong.why)}"
 
@@ -175,14 +182,9 @@ def _spread(
 def _components(units: Sequence[Explained]) -> Table:
     """One row for each component."""
     rows = []
-    for component in COMPONENTS:
-        own = [unit for unit in units if unit.role.component == component]
-        if own:
-            ways = Counter(map(say_way, own)).most_common()
-            said = [way if len(ways) == 1 else f"{way} ({number:,})" for way, number in ways[:_MOST_WAYS]]
-            said += [f"{len(ways) - _MOST_WAYS} other ways"] if len(ways) > _MOST_WAYS else []
-            nbytes = say_nbytes(sum(unit.nbytes for unit in own))
-            rows.append((component, f"{len(own):,}", nbytes, say_text("; ".join(said))))
+    for component, ways in ways_of(units).items():
+        nbytes = say_nbytes(sum(unit.nbytes for unit in units if unit.role.component == component))
+        rows.append((component, f"{sum(ways.values()):,}", nbytes, say_text(say_ways(ways))))
     return Table("Components", ("component", "units", "bytes", "the child is"), tuple(rows), words=(0, 3))
 
 
@@ -193,11 +195,12 @@ def _findings(found: SavedExplanation) -> Iterator[Block]:
     wrong = [f"{unit.unit}: {unit.why}" for unit in found.units if unit.verdict == "unexplained"]
     if wrong:
         yield Listing("Unexplained", say_lines(wrong), is_wrong=True)
-    estimated = [_say_estimate(estimate) for estimate in found.estimates]
+    estimated = [f"{say_estimate(estimate)} ({estimate.encoder})" for estimate in found.estimates]
     missing = [f"{unit}, which {parent} has" for parent, units in found.missing.items() for unit in units]
     for title, lines in (
         ("Estimated: made by another program", estimated),
         ("Units that the child lacks", missing),
+        ("To merge the recipe", [say_nonfinite(found.nonfinite)] if found.nonfinite else []),
         ("What the recipe's child would have otherwise", found.unlike),
         ("Undetermined: no byte shows it", found.undetermined),
         *(
@@ -207,9 +210,3 @@ def _findings(found: SavedExplanation) -> Iterator[Block]:
     ):
         if lines:
             yield Listing(say_text(title), say_lines(lines))
-
-
-def _say_estimate(estimate: Estimate) -> str:
-    by = "the base" if estimate.rule is None else f"rule {estimate.rule + 1}"
-    ranges = (f"{low:.4g} to {high:.4g} {parent}" for parent, (low, high) in estimate.ranges.items())
-    return f"{say_many(estimate.units, 'unit')} of {by}: {', '.join(ranges)} ({estimate.encoder})"

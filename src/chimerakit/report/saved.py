@@ -48,6 +48,8 @@ class SavedExplanation(Struct, frozen=True):
     undetermined: tuple[str, ...]
     differences: dict[str, tuple[str, ...]]
     estimates: tuple[Estimate, ...] = ()
+    nonfinite: int = 0
+    """Units that the recipe makes of numbers and that hold NaN or infinity."""
     sample: Sampled | None = None
     """What was looked at, if not everything."""
 
