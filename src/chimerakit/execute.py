@@ -70,22 +70,27 @@ def made_of(row: Row, result: Result, sink: Digests, *, sha256: bool) -> Made:
 
 
 def _header(header: Header, inputs: "Inputs") -> bytes:
+    """The bytes of a header: a parent's, or its text after its length, or its parts."""
     if header.parent is not None and header.shard is not None:
         return inputs.reader(header.parent, header.shard).read(0, header.nbytes)
-    return new_header(header)
-
-
-def new_header(header: Header) -> bytes:
-    """The bytes of a header that is no parent's: its text after its length."""
-    text = (header.text or "").encode()
-    return len(text).to_bytes(8, "little") + text
+    if header.text is not None:
+        text = header.text.encode()
+        return len(text).to_bytes(8, "little") + text
+    return b"".join(
+        part.data
+        if part.parent is None or part.shard is None
+        else inputs.reader(part.parent, part.shard).read(part.start, part.nbytes)
+        for part in header.parts
+    )
 
 
 def header_digest(plan: Plan, header: Header) -> str:
-    """The digest of a planned header."""
-    if header.parent is None:
-        return digest_of(new_header(header))
-    return next(s.header_digest for s in plan.parents[header.parent].shards if s.name == header.shard)
+    """The digest of a planned header; of parents only headers are read."""
+    if header.parent is not None:
+        return next(s.header_digest for s in plan.parents[header.parent].shards if s.name == header.shard)
+    roots = {name: checkpoint.root for name, checkpoint in plan.parents.items()}
+    with Inputs(roots, {name: checkpoint.signatures for name, checkpoint in plan.parents.items()}) as inputs:
+        return digest_of(_header(header, inputs))
 
 
 class Inputs:

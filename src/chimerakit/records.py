@@ -33,12 +33,15 @@ _NBYTES = attrgetter("nbytes")
 # ------------------------------------------------------------------------------------------ checkpoint
 
 
+Format = Literal["safetensors", "gguf"]
+
+
 class Tensor(Struct, frozen=True, gc=False):
     """One named array as it is stored."""
 
     name: str
     dtype: str
-    """A name of `dtypes.STORAGE_TYPES`."""
+    """A name of `dtypes.STORAGE_TYPES` or, in GGUF, of `dtypes.GGML_TYPES`."""
     shape: tuple[int, ...]
     file: str
     """The shard, relative to the checkpoint's folder."""
@@ -61,6 +64,17 @@ class Shard(Struct, frozen=True):
     """The header's `__metadata__`."""
 
 
+class Field(Struct, frozen=True):
+    """One key of a GGUF header, with its value as it stands there."""
+
+    key: str
+    kind: str
+    """u32, f32, string, ...; in brackets if it is a list of these."""
+    start: int
+    """Where it begins in the first shard, its key included."""
+    nbytes: int
+
+
 class File(Struct, frozen=True):
     """A file of a checkpoint that holds no weights."""
 
@@ -75,9 +89,10 @@ class Checkpoint(Struct, frozen=True):
     root: str
     shards: tuple[Shard, ...]
     tensors: dict[str, Tensor]
-    """By name, in the order of the shards and of the bytes in them."""
+    """By name, in the order of the shards and of the bytes in them. A GGUF tensor that stacks the weights of all experts is
+    here as one of each: NAME[0], NAME[1], ..."""
     config: dict[str, Any]
-    """config.json; empty if there is none."""
+    """config.json, empty if there is none; of GGUF the keys of its header, long lists by their digests."""
     files: tuple[File, ...]
     """Everything that is neither weights nor hidden."""
     left_out: tuple[str, ...]
@@ -87,8 +102,27 @@ class Checkpoint(Struct, frozen=True):
     """The index file, None for a single weight file."""
     is_folder: bool = True
     """False for a single file, whose neighbours have nothing to do with it."""
+    format: Format = "safetensors"
+    fields: tuple[Field, ...] = ()
+    """Of GGUF: where each key of its config lies."""
     texts: dict[str, str] = {}
     """Small files that a plan may have to edit: tokenizer_config.json, chat_template.jinja."""
+
+    @property
+    def place(self) -> str:
+        """What it is: its folder, or its only or first file."""
+        return self.root if self.is_folder else f"{self.root}/{self.shards[0].name}"
+
+    @property
+    def config_place(self) -> str:
+        """What holds its config, in words."""
+        return "the header" if self.format == "gguf" else "config.json"
+
+    @property
+    def model_type(self) -> str | None:
+        """What its config calls the model's architecture."""
+        found = self.config.get("general.architecture" if self.format == "gguf" else "model_type")
+        return None if found is None else str(found)
 
     @property
     def nbytes(self) -> int:
@@ -203,6 +237,8 @@ class Output(Struct, frozen=True):
 
     dtype: Literal["keep", "bf16", "f16", "f32", "fp8-block"] = "keep"
     shards: Literal["base", "by-rule"] = "base"
+    split_max_size: int | None = None
+    """GGUF: bytes of tensors in one file at most; None keeps the base's files."""
     tokenizer: str | None = None
     chat_template: str | None = None
 
@@ -256,7 +292,19 @@ class Row(Struct, frozen=True, gc=False):
         return sum(map(_NBYTES, self.outputs))
 
 
-class Header(Struct, frozen=True):
+class HeaderPart(Struct, frozen=True):
+    """Some bytes of a header: a range of a parent's, so that a plan holds no vocabulary, or new ones."""
+
+    nbytes: int
+    parent: str | None = None
+    shard: str | None = None
+    start: int = 0
+    """With `parent` and `shard`: where the range begins."""
+    data: bytes = b""
+    """Otherwise: the bytes."""
+
+
+class Header(Struct, frozen=True, omit_defaults=True):
     """The bytes before the first weight of an output file: a parent's own, or new ones."""
 
     file: str
@@ -265,7 +313,9 @@ class Header(Struct, frozen=True):
     shard: str | None = None
     """With `parent`: the file whose first `nbytes` are taken."""
     text: str | None = None
-    """Otherwise: the JSON text with its padding, without the length field."""
+    """Otherwise, of safetensors: the JSON text with its padding, without the length field."""
+    parts: tuple[HeaderPart, ...] = ()
+    """Otherwise, of GGUF: what follows each other."""
 
 
 class OutputShard(Struct, frozen=True):

@@ -1,11 +1,27 @@
 """Numbers as people read them, the same on a terminal and on a page. What suits only one of them is with that one."""
 
+import re
 from collections.abc import Mapping, Sequence
+
+_UNITS = {"": 1, "b": 1} | {
+    letter + unit: kilo**power
+    for kilo, units in ((1000, ("", "b")), (1024, ("ib",)))
+    for power, letter in enumerate("kmgt", 1)
+    for unit in units
+}
 
 
 def say_nbytes(number: int) -> str:
     """Bytes, decimal as disks and the hub count: 688.6 GB."""
     return _scaled(number, (" B", " kB", " MB", " GB", " TB"))
+
+
+def parse_nbytes(text: str) -> int | None:
+    """A number of bytes as people write it: 500MB, 1.5 GiB, 4096; None if it is none."""
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)", text)
+    if found is None or found[2].lower() not in _UNITS:
+        return None
+    return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
 def say_count(number: int | None, gap: str = "") -> str:

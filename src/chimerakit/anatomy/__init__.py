@@ -19,7 +19,7 @@ from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, blo
 from chimerakit.errors import CheckpointError
 from chimerakit.records import Checkpoint, Component, Role, Tensor, Unit
 
-_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,8})(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,8})(?=\.)|(?<=\[)(?:0|[1-9][0-9]{0,8})(?=\]$)")
 """As a model writes it. Other digits, or zeros before it, would make two names of one."""
 
 
@@ -56,9 +56,15 @@ class Family(Struct, frozen=True, forbid_unknown_fields=True):
     experts: str
     """The config key with the number of routed experts."""
     companion: str
-    """What is added to a weight's name to get its scale's."""
+    """What is added to a weight's name to get its scale's; nothing where no weight has one."""
     tensors: list[Line]
     config: dict[str, Meaning]
+    experts_per_token: str = ""
+    """The config key with the number of routed experts that a token is sent to."""
+    mtp_layers: str = ""
+    """The config key with the number of MTP layers."""
+    layers_hold_mtp: bool = False
+    """Whether the number of main layers counts these, too."""
     routing: RoutingTable | None = None
     """How routers choose experts; None where that is not known."""
 
@@ -73,6 +79,8 @@ class Family(Struct, frozen=True, forbid_unknown_fields=True):
         return found
 
 
+_GGUF = "gguf"
+_ARCHITECTURE = "general.architecture"
 GENERIC = "generic"
 """The family of models that no table describes: every tensor is `other`; names and globs still work."""
 _GENERIC = Family(name=GENERIC, model_types=[], layers="", experts="", companion="_scale_inv", tensors=[], config={})
@@ -95,8 +103,9 @@ def families() -> Mapping[str, Family]:
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a config.json."""
-    return families().get(str(config.get("model_type", "")), _GENERIC)
+    """The family of a config. All models of GGUF are one, as their tensors have the same names."""
+    model_type = _GGUF if _ARCHITECTURE in config else str(config.get("model_type", ""))
+    return families().get(model_type, _GENERIC)
 
 
 class _Parsed(NamedTuple):
@@ -118,18 +127,31 @@ class Anatomy:
         self.family = family_of(checkpoint.config) if family is None else family
         said = checkpoint.config.get("quantization_config")
         self._quantization: dict[str, Any] = said if isinstance(said, dict) else {}
-        self.num_layers = self._count(self.family.layers)
+        num_mtp = self._count(self.family.mtp_layers) if self.family.layers_hold_mtp else 0
+        self.num_layers = max(0, self._count(self.family.layers) - num_mtp)
         self.num_experts = self._count(self.family.experts)
         self._patterns = self.family.patterns()
         self._parsed: dict[str, _Parsed | None] = {}
         heads = {pattern.split("#")[0] for pattern, (_, kinds, _) in self._patterns.items() if kinds[:1] == ("layer",)}
         self._layer = re.compile(f"(?:{'|'.join(map(re.escape, sorted(heads)))})(\\d{{1,9}})\\.") if heads else None
 
+    def key(self, key: str) -> str:
+        """A config key of the family's table as this checkpoint writes it."""
+        return _filled(key, self.checkpoint.config)
+
+    def number(self, key: str) -> int | None:
+        """The positive whole number that the config says under a key of the family's table; None if it says none."""
+        found = self.checkpoint.config.get(self.key(key))
+        return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
+
     def _count(self, key: str) -> int:
+        key = self.key(key)
         found = config_meaning(self.family, self.checkpoint.config).get(key, 0)
         if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < 1 << 20:
             raise CheckpointError(
-                f"config.json: {key} must be a whole number", where=self.checkpoint.root, found=repr(found)
+                f"{self.checkpoint.config_place}: {key} must be a whole number",
+                where=self.checkpoint.root,
+                found=repr(found),
             )
         return found
 
@@ -187,9 +209,9 @@ class Anatomy:
         """The unit of a weight; None if there is no such weight. `role` where it is known already."""
         tensors, suffix = self.checkpoint.tensors, self.family.companion
         weight = tensors.get(name)
-        if weight is None or (name.endswith(suffix) and self._is_companion(name)):
+        if weight is None or (suffix and name.endswith(suffix) and self._is_companion(name)):
             return None
-        scale = tensors.get(name + suffix)
+        scale = tensors.get(name + suffix) if suffix else None
         return Unit(
             self.role(name) if role is None else role,
             weight.dtype if scale is None else self._scaled_storage(weight, scale),
@@ -230,7 +252,7 @@ class Anatomy:
 def config_meaning(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config values that change what tensors mean, with the family's defaults for absent ones."""
     found = {}
-    for key, meaning in family.config.items():
+    for key, meaning in ((_filled(key, config), meaning) for key, meaning in family.config.items()):
         value: Any = config.get(key)
         if value is None and meaning.also is not None:
             value = config
@@ -239,6 +261,11 @@ def config_meaning(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
         value = _plain(value)
         found[key] = meaning.default if value is None else value
     return found
+
+
+def _filled(key: str, config: Mapping[str, Any]) -> str:
+    """A config key of a table with the architecture's name in it, as GGUF writes them."""
+    return key.replace("{architecture}", str(config.get(_ARCHITECTURE, "")))
 
 
 def _plain(value: Any) -> Any:

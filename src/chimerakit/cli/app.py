@@ -19,6 +19,7 @@ from chimerakit.cli.flags import (
     ParentPaths,
     Quiet,
     RecipeFile,
+    SplitMaxSize,
     Takes,
     Threads,
     check_new,
@@ -62,6 +63,7 @@ def plan(
     take: Takes = None,
     mix: Mixes = None,
     dtype: Dtype = None,
+    split_max_size: SplitMaxSize = None,
     differences: Differences = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The child's folder, to be checked too.")
@@ -78,7 +80,7 @@ def plan(
 
     gc.disable()  # a plan is half a million objects without cycles, and the process ends with it
 
-    made = plan_of(recipe, parent, base, take, mix, dtype, differences)
+    made = plan_of(recipe, parent, base, take, mix, dtype, differences, split_max_size)
     if output is not None:
         from chimerakit.merge import check_finished
         from chimerakit.output import check_output, is_finished
@@ -99,6 +101,7 @@ def merge(
     take: Takes = None,
     mix: Mixes = None,
     dtype: Dtype = None,
+    split_max_size: SplitMaxSize = None,
     differences: Differences = None,
     digest: Annotated[str, typer.Option(help="xxh3, or sha256 to record that too.")] = "xxh3",
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Carry NaN and infinity along.")] = False,
@@ -119,7 +122,7 @@ def merge(
 
     if digest not in ("xxh3", "sha256"):
         raise RecipeError(f"unknown digest {digest!r}", where="--digest", expected="xxh3 or sha256")
-    made = plan_of(recipe, parent, base, take, mix, dtype, differences)
+    made = plan_of(recipe, parent, base, take, mix, dtype, differences, split_max_size)
     with watching(quiet=quiet) as listener:
         merged = merge_parents(
             made,

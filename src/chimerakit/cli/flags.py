@@ -1,12 +1,12 @@
 """The flags that verbs share, and what they mean: flags -> recipes, parents, plans, numbers of bytes, places."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from chimerakit.errors import OutputError, RecipeError
+from chimerakit.words import parse_nbytes
 
 if TYPE_CHECKING:
     from chimerakit.plan.deltas import Distances
@@ -28,6 +28,12 @@ Mixes = Annotated[
 Dtype = Annotated[
     str | None, typer.Option(help="Without a recipe: how the child stores weights: keep, bf16, f16, f32, fp8-block.")
 ]
+SplitMaxSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="GGUF: cut the child into files of at most so many bytes of weights, such as 48GB."
+    ),
+]
 Differences = Annotated[
     list[Path] | None,
     typer.Option(
@@ -43,7 +49,6 @@ MaxMemory = Annotated[
 ]
 
 MAX_MEMORY = "2GiB"
-_UNITS = {"": 1, **{p + b: k**n for k, b in ((1000, "B"), (1024, "iB")) for n, p in enumerate("KMGT", 1)}, "B": 1}
 
 
 def plan_of(
@@ -54,8 +59,11 @@ def plan_of(
     mix: list[str] | None,
     dtype: str | None,
     differences: list[Path] | None,
+    split_max_size: str | None = None,
 ) -> "Plan":
     """The plan of a recipe, or of the flags that stand for one. RecipeError where they can't be read together."""
+    from msgspec.structs import replace
+
     from chimerakit.plan import make_plan
     from chimerakit.recipe import load_recipe, locate_parents, recipe_from_flags
 
@@ -69,6 +77,9 @@ def plan_of(
                 f"{', '.join(flags)} can't be used with a recipe", where="command line", do="edit the recipe"
             )
         wanted, folder = load_recipe(recipe), recipe.parent
+    if split_max_size is not None:
+        limit = nbytes_of(split_max_size, "--split-max-size")
+        wanted = replace(wanted, output=replace(wanted.output, split_max_size=limit))
     wanted, paths = locate_parents(wanted, given, folder)
     parents = _open_all(paths)
     return make_plan(wanted, parents, _distances_of(wanted, parents, differences))
@@ -79,15 +90,12 @@ def parents_of(parent: list[str] | None) -> "dict[str, Checkpoint]":
     return _open_all(_paths_of(parent))
 
 
-def nbytes_of(max_memory: str) -> int:
+def nbytes_of(text: str, flag: str = "--max-memory") -> int:
     """A number of bytes as people write it."""
-    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)", max_memory)
-    units = {unit.lower(): size for unit, size in _UNITS.items()}
-    if found is None or found[2].lower() not in units:
-        raise RecipeError(
-            "can't be read", where=f"--max-memory {max_memory}", expected="a size such as 500MB or 1.5GiB"
-        )
-    return int(float(found[1]) * units[found[2].lower()])
+    found = parse_nbytes(text)
+    if found is None:
+        raise RecipeError("can't be read", where=f"{flag} {text}", expected="a size such as 500MB or 1.5GiB")
+    return found
 
 
 def check_new(file: Path, do: str) -> None:

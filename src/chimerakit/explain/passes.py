@@ -1,7 +1,6 @@
 """The passes over the weights of a child and its suspected parents; everything else of explaining is arithmetic on evidence."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -64,7 +63,7 @@ class Passes:
         self._distances: dict[tuple[str, str, frozenset[str]], Mapping[str, float]] = {}
 
     def _problems(self) -> list[str]:
-        places = {Path(checkpoint.root).resolve() for checkpoint in self._sides.values()}
+        places = {checkpoint.place for checkpoint in self._sides.values()}
         families = sorted({anatomy.family.name for anatomy in self._anatomies.values()})
         problems = {
             "no parent is given": len(self._sides) == 1,

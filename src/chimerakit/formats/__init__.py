@@ -19,8 +19,8 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def _open(path: Path) -> Checkpoint:
-    from chimerakit.formats import safetensors
+    from chimerakit.formats import gguf, safetensors
 
-    if path.suffix == ".gguf" or (path.is_dir() and not safetensors.is_folder(path) and any(path.glob("*.gguf"))):
-        raise CheckpointError("GGUF checkpoints can't be read yet", where=path, do="use the safetensors parents")
+    if path.suffix == gguf.SUFFIX or (path.is_dir() and not safetensors.is_folder(path) and gguf.is_folder(path)):
+        return gguf.open_gguf(path)
     return safetensors.open_safetensors(path)

@@ -30,7 +30,7 @@ MAX_TENSORS = 150_000
 """In one file. The largest models have fewer in all their files, and each costs far more memory than its text."""
 _MAX_INDEX = 64 << 20
 _MAX_CONFIG = 16 << 20
-_WEIGHT_SUFFIXES = (SUFFIX, ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".npy", PART)
+WEIGHT_SUFFIXES = (SUFFIX, ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".npy", PART)
 _NOT_OURS = ("chimerakit.json", "README.md")
 _TEXTS = ("tokenizer_config.json", "chat_template.jinja")
 _MAX_TEXT = 16 << 20
@@ -274,8 +274,8 @@ def _open_folder(root: Path) -> Checkpoint:
         shards=tuple(shard for shard, _ in opened),
         tensors=tensors,
         config=read_object(root / "config.json", _MAX_CONFIG) if (root / "config.json").exists() else {},
-        files=tuple(_file(root, name) for name in others if not name.endswith(_WEIGHT_SUFFIXES)),
-        left_out=(*(name for name in others if name.endswith(_WEIGHT_SUFFIXES)), *(f"{name}/" for name in linked)),
+        files=tuple(_file(root, name) for name in others if not name.endswith(WEIGHT_SUFFIXES)),
+        left_out=(*(name for name in others if name.endswith(WEIGHT_SUFFIXES)), *(f"{name}/" for name in linked)),
         index=_file(root, INDEX) if weight_map is not None else None,
         texts={name: _text(root / name) for name in others if name in _TEXTS},
     )

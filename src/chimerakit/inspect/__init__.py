@@ -18,7 +18,7 @@ from chimerakit.errors import CheckpointError
 from chimerakit.events import Listener, ignore
 from chimerakit.formats import open_checkpoint
 from chimerakit.inspect.findings import find_objections, find_provenance, note_oddities, say_quantization
-from chimerakit.inspect.parts import PER_TOKEN, count_parameters, make_parts, number_of
+from chimerakit.inspect.parts import count_parameters, make_parts
 from chimerakit.inspect.records import Inspection
 from chimerakit.inspect.values import take_censuses
 from chimerakit.manifest import MANIFEST, WORKSPACE, read_manifest
@@ -53,7 +53,7 @@ def inspect_checkpoint(
     has_table = anatomy.family.name != GENERIC
     return Inspection(
         root=str(root),
-        model_type=str(checkpoint.config["model_type"]) if "model_type" in checkpoint.config else None,
+        model_type=checkpoint.model_type,
         family=anatomy.family.name,
         weight_files=len(checkpoint.shards),
         nbytes=checkpoint.nbytes,
@@ -61,7 +61,7 @@ def inspect_checkpoint(
         units=len(units),
         layers=len({layer for part in parts if not part.mtp for layer in part.layers}),
         mtp_layers=len({layer for part in parts if part.mtp for layer in part.layers}),
-        experts_per_token=number_of(checkpoint.config, PER_TOKEN),
+        experts_per_token=anatomy.number(anatomy.family.experts_per_token),
         quantization=say_quantization(checkpoint.config),
         parameters=count_parameters(anatomy, parts),
         parts=parts,

@@ -6,7 +6,7 @@ from typing import Any
 
 from chimerakit.anatomy import GENERIC, Anatomy
 from chimerakit.dtypes import FP8_BLOCKS
-from chimerakit.inspect.parts import PER_TOKEN, experts_used, join_parts, number_of
+from chimerakit.inspect.parts import experts_used, join_parts
 from chimerakit.inspect.records import Census, Censuses, MadeSummary, Part, Provenance
 from chimerakit.manifest import MANIFEST
 from chimerakit.recipe import recipe_from_data
@@ -50,12 +50,12 @@ def _missing_layers(anatomy: Anatomy, parts: Iterable[Part]) -> Iterator[Finding
     if missing:
         first = next(layer for layer in range(anatomy.num_layers) if layer not in there)
         says = f"{missing} of its {anatomy.num_layers} layers have no tensor, such as layer {first}"
-        yield Finding(False, "config.json", says)
+        yield Finding(False, anatomy.checkpoint.config_place, says)
 
 
 def _missing_experts(anatomy: Anatomy, units: Iterable[Unit]) -> Iterator[Finding]:
     """Layers in which an expert has fewer units than another, or none, of as many experts as the config says."""
-    of = number_of(anatomy.checkpoint.config, anatomy.family.experts)
+    of = anatomy.number(anatomy.family.experts)
     layers: dict[int | None, Counter[int]] = {}
     for unit in units:
         if unit.role.expert is not None:
@@ -73,12 +73,14 @@ def _missing_experts(anatomy: Anatomy, units: Iterable[Unit]) -> Iterator[Findin
 
 def note_oddities(anatomy: Anatomy, parts: Iterable[Part], censuses: Censuses | None) -> Iterator[str]:
     """What a careful user wants to know."""
-    config, whole = anatomy.checkpoint.config, join_parts(parts)
+    config, whole, place = anatomy.checkpoint.config, join_parts(parts), anatomy.checkpoint.config_place
     if anatomy.family.name == GENERIC:
-        of = f"models of type {config['model_type']!r}" if "model_type" in config else "a model of no type"
+        said = anatomy.checkpoint.model_type
+        of = "a model of no type" if said is None else f"models of type {said!r}"
         yield f"there is no table of {of}: all its tensors are 'other', routed and active parameters are unknown"
     elif experts_used(anatomy, [part for part in parts if part.component == "routed_experts" and not part.mtp]) is None:
-        yield f"config.json does not say how many experts a token is sent to ({PER_TOKEN}, {anatomy.family.experts})"
+        keys = ", ".join(map(anatomy.key, (anatomy.family.experts_per_token, anatomy.family.experts)))
+        yield f"{place} does not say how many experts a token is sent to ({keys})"
     quantization = say_quantization(config)
     has_blocks = any(storage in FP8_BLOCKS for storage in whole.storages)
     if has_blocks and quantization is None:
@@ -86,9 +88,9 @@ def note_oddities(anatomy: Anatomy, parts: Iterable[Part], censuses: Censuses | 
     if quantization is not None and not has_blocks:
         yield "config.json has a quantization_config, but no weight is in FP8 blocks: parameters are elements as stored"
     if anatomy.family.name != GENERIC:
-        said, found = number_of(config, "num_nextn_predict_layers") or 0, len({*_mtp_layers(parts)})
-        if said != found:
-            yield f"config.json says {said} MTP layers (num_nextn_predict_layers), and there are {found}"
+        claimed, found = anatomy.number(anatomy.family.mtp_layers) or 0, len({*_mtp_layers(parts)})
+        if claimed != found:
+            yield f"{place} says {claimed} MTP layers ({anatomy.key(anatomy.family.mtp_layers)}), and there are {found}"
     odd = [found for found in censuses.units if found.census.odd_scales] if censuses is not None else []
     if odd:
         yield f"{len(odd)} units have odd scales, such as {odd[0].unit}: {_say_scales(odd[0].census)}"

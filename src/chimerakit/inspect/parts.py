@@ -1,8 +1,7 @@
 """Units of a kind together, for tables; and how many parameters that makes."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec.structs import astuple
 
@@ -93,14 +92,6 @@ def _content(part: Part) -> tuple[object, ...]:
 
 # ------------------------------------------------------------------------------------------- parameters
 
-PER_TOKEN = "num_experts_per_tok"
-
-
-def number_of(config: Mapping[str, Any], key: str) -> int | None:
-    """A positive whole number of the config."""
-    found = config.get(key)
-    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
-
 
 def count_parameters(anatomy: Anatomy, parts: Iterable[Part]) -> Parameters:
     """How many weights there are, and how many of them a token meets."""
@@ -129,8 +120,7 @@ def count_parameters(anatomy: Anatomy, parts: Iterable[Part]) -> Parameters:
 
 def experts_used(anatomy: Anatomy, experts: Sequence[Part]) -> int | None:
     """Parameters of the routed experts that one token is sent to, in all layers; None if the config does not say."""
-    config = anatomy.checkpoint.config
-    per_token, of = number_of(config, PER_TOKEN), number_of(config, anatomy.family.experts)
+    per_token, of = anatomy.number(anatomy.family.experts_per_token), anatomy.number(anatomy.family.experts)
     if not experts:
         return 0
     if per_token is None or of is None or per_token > of:

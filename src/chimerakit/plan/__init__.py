@@ -24,12 +24,17 @@ from chimerakit.numerics import VERSION as NUMERICS
 from chimerakit.plan.deltas import Distances
 from chimerakit.plan.drafts import Draft
 from chimerakit.plan.files import plan_files
+from chimerakit.plan.gguf import place_gguf
+from chimerakit.plan.keys import differing_keys
 from chimerakit.plan.layout import Layout, cut_segments, place
 from chimerakit.plan.select import select
 from chimerakit.recipe import recipe_to_data, say_rule, without_places
 from chimerakit.records import Amount, Checkpoint, DeltaSummary, Job, Plan, Recipe, Row, RuleSummary
 from chimerakit.stores.digest import Hasher
 
+_ONE_FORMAT = (
+    "weights of both in one child would be decoded and rounded anew; convert one of them, or take parents of one format"
+)
 SEGMENT_NBYTES = 256 << 20
 """Bytes that one job writes, if its units allow: enough to make jobs few, little enough to lose."""
 
@@ -53,13 +58,14 @@ def make_plan(
         )
     recipe = without_places(recipe)
     anatomies = {name: Anatomy(parents[name]) for name in recipe.parents}
-    if not parents[recipe.base].tensors:
+    base = parents[recipe.base]
+    if not base.tensors:
         raise PlanError([f"the base {recipe.base!r} has no tensors"])
-    if problems := list(_disagreements(recipe.base, anatomies)):
+    if problems := [*_disagreements(recipe.base, anatomies), *_misplaced(recipe, base)]:
         raise PlanError(problems)
     drafts, problems = select(recipe, anatomies, distances or {})
     if not problems:
-        layout = place(recipe, parents[recipe.base], drafts)
+        layout = (place_gguf if base.format == "gguf" else place)(recipe, parents, drafts)
         files, problems = plan_files(recipe, parents, layout, {d.storage for d in drafts})
     if problems:
         raise PlanError(problems)
@@ -103,8 +109,9 @@ def make_jobs(
         for part in (part for row in rows for part in row.inputs):
             used[part.parent].update(t.file for t in part.tensors)
         for header in mine:
-            if header.parent is not None and header.shard is not None:
-                used[header.parent].add(header.shard)
+            for parent, shard in [(header.parent, header.shard), *((p.parent, p.shard) for p in header.parts)]:
+                if parent is not None and shard is not None:
+                    used[parent].add(shard)
         jobs.append(
             Job(
                 id=number,
@@ -133,7 +140,11 @@ def _disagreements(base: str, anatomies: Mapping[str, Anatomy]) -> list[str]:
     own = anatomies[base]
     meaning = config_meaning(own.family, own.checkpoint.config)
     for name, anatomy in anatomies.items():
-        types = [str(a.checkpoint.config.get("model_type", "not said")) for a in (own, anatomy)]
+        formats = [a.checkpoint.format for a in (own, anatomy)]
+        if formats[0] != formats[1]:
+            found.append(f"{name!r} is {formats[1]} and the base {formats[0]}: {_ONE_FORMAT}")
+            continue
+        types = [a.checkpoint.model_type or "not said" for a in (own, anatomy)]
         if anatomy.family.name != own.family.name or (own.family.name == GENERIC and types[0] != types[1]):
             found.append(f"{name!r} is of another architecture than the base: model_type {types[1]}, not {types[0]}")
             continue
@@ -148,6 +159,17 @@ def _disagreements(base: str, anatomies: Mapping[str, Anatomy]) -> list[str]:
                 f"{name!r} has config values that give tensors another meaning than the base's: " + "; ".join(unlike)
             )
     return found
+
+
+def _misplaced(recipe: Recipe, base: Checkpoint) -> Iterator[str]:
+    """What a recipe asks of its output that the base's format does not have."""
+    output = recipe.output
+    if base.format == "gguf" and output.shards != "base":
+        yield f"output: shards: {output.shards} is for safetensors; split GGUF with split_max_size"
+    if base.format != "gguf" and output.split_max_size is not None:
+        yield "output: split_max_size is for GGUF; safetensors are laid out with shards"
+    if base.format == "gguf" and output.dtype not in ("keep", "bf16", "f16", "f32"):
+        yield f"output: dtype: {output.dtype} is for safetensors"
 
 
 def _summaries(recipe: Recipe, rows: tuple[Row, ...]) -> tuple[RuleSummary, ...]:
@@ -200,7 +222,7 @@ def _notes(recipe: Recipe, anatomies: Mapping[str, Anatomy], drafts: list[Draft]
     base = anatomies[recipe.base].checkpoint
     notes = []
     if anatomies[recipe.base].family.name == GENERIC:
-        said = base.config.get("model_type")
+        said = base.model_type
         why = "there is no config.json" if not base.config else f"there is no table for model_type {said!r}"
         notes.append(f"{why}: every tensor is `other`; select by names")
     elif unknown := [d.name for d in drafts if not d.role.known]:
@@ -211,6 +233,8 @@ def _notes(recipe: Recipe, anatomies: Mapping[str, Anatomy], drafts: list[Draft]
             notes.append(
                 f"{name!r} has {len(extra)} tensors that the base lacks; the child will not have them: {_some(extra)}"
             )
+        if parent.format == "gguf" and (unlike := differing_keys(base, parent)):
+            notes.append(f"{name!r} differs from the base in {len(unlike)} keys: {'; '.join(unlike)}")
         if parent.left_out:
             notes.append(
                 f"{name!r} has files that are no part of its checkpoint and are not copied: {_some(parent.left_out)}"

@@ -6,6 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 from chimerakit.anatomy import Anatomy
+from chimerakit.formats.gguf import stack_of
 from chimerakit.recipe import shares_at
 from chimerakit.records import Recipe, Role, Rule, Span, Unit
 
@@ -58,10 +59,16 @@ def _matcher(rule: Rule, anatomy: Anatomy) -> Callable[[str, Role], bool]:
             and (rule.layers is None or (is_layer(role.layer) and not role.mtp))
             and (rule.experts is None or is_expert(role.expert))
             and (rule.mtp is None or role.mtp == rule.mtp)
-            and (rule.tensors is None or any(fnmatchcase(name, glob) for glob in rule.tensors))
+            and (rule.tensors is None or any(fnmatchcase(n, glob) for glob in rule.tensors for n in names_of(name)))
         )
 
     return matches
+
+
+def names_of(unit: str) -> tuple[str, ...]:
+    """What a glob may name a unit by: its name, and that of the stack that it is a slice of."""
+    stack = stack_of(unit)
+    return (unit,) if stack is None else (unit, stack)
 
 
 def _within(spans: Sequence[Span] | None, count: int) -> Callable[[int | None], bool]:

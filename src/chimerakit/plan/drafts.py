@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, MIXABLE, blocks_of, nbytes_of
 from chimerakit.recipe import SUM_TOLERANCE
-from chimerakit.records import Input, Kind, Recipe, Role, Tensor, Unit
+from chimerakit.records import Format, Input, Kind, Recipe, Role, Tensor, Unit
 
 _STORAGES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 
@@ -27,16 +27,24 @@ class Draft(Struct, frozen=True, gc=False):
 
 
 def draft_unit(
-    recipe: Recipe, unit: Unit, rule: int | None, parts: Mapping[str, float], sources: Mapping[str, Unit]
+    recipe: Recipe,
+    unit: Unit,
+    rule: int | None,
+    parts: Mapping[str, float],
+    sources: Mapping[str, Unit],
+    of: Format,
 ) -> Draft | str:
     """One unit's row without a place, or why there can be none."""
-    storage = _output_storage(recipe, unit)
-    tensors = _output_tensors(unit, storage)
     inputs = tuple(Input(name, parts[name], sources[name].storage, sources[name].tensors) for name in parts)
     if not inputs:
         return f"{unit.name}: all shares are 0"
+    # Quants differ from file to file: what is taken whole keeps its own type, as GGUF's types stand with each tensor.
+    is_taken = len(inputs) == 1 and inputs[0].share == 1
+    like = sources[inputs[0].parent] if is_taken and of == "gguf" else unit
+    storage = _output_storage(recipe, like)
+    tensors = _output_tensors(unit, storage)
     is_stored_alike = _is_stored_alike(sources[inputs[0].parent], storage, tensors)
-    if len(inputs) == 1 and inputs[0].share == 1:
+    if is_taken:
         kind: Kind = "copy" if is_stored_alike else "convert"
     else:
         kind = "mix"

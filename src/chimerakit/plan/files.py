@@ -9,6 +9,7 @@ from typing import Any
 
 from chimerakit.dtypes import FP8_BLOCK_UE8M0, FP8_BLOCKS
 from chimerakit.formats.safetensors import INDEX
+from chimerakit.plan.keys import key_problems
 from chimerakit.plan.layout import Layout
 from chimerakit.records import Checkpoint, FileRow, Recipe
 
@@ -35,6 +36,9 @@ def plan_files(
 ) -> tuple[tuple[FileRow, ...], list[str]]:
     """All files but weights, card and manifest; index and config last. And what is wrong with the wish."""
     base = parents[recipe.base]
+    if base.format == "gguf":  # whose tokenizer and template it has stands in the weight files
+        rows = {f.name: FileRow(f.name, f.nbytes, recipe.base, f.name) for f in base.files}
+        return tuple(rows[name] for name in sorted(rows)), list(key_problems(recipe, parents))
     rows, problems = choose_files(recipe, parents)
     config = rows.pop(CONFIG, None)
     ordered = [rows[name] for name in sorted(rows)]

@@ -24,8 +24,9 @@ class Layout(Struct, frozen=True):
     """Whether every tensor is in the file that the base has it in, so that the base's index holds."""
 
 
-def place(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> Layout:
+def place(recipe: Recipe, parents: Mapping[str, Checkpoint], drafts: Sequence[Draft]) -> Layout:
     """Give every tensor of the child a file and an offset."""
+    base = parents[recipe.base]
     files = _by_rule(recipe, base, drafts) if recipe.output.shards == "by-rule" else _as_base(base, drafts)
     originals = {shard.name: shard for shard in base.shards} if recipe.output.shards == "base" else {}
     num_originally = Counter(tensor.file for tensor in base.tensors.values())
@@ -42,13 +43,18 @@ def place(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> Layout:
             shards.append(shard)
             moved.update((t.name, t) for t in placed)
 
-    rows = [_row(draft, moved) for draft in drafts]
-    order = {shard.name: number for number, shard in enumerate(shards)}
-    rows.sort(key=lambda row: (order[row.outputs[0].file], row.outputs[0].start))
+    rows = rows_of(drafts, moved, shards)
     is_base = sum(map(len, files.values())) == len(base.tensors) and all(
         name in base.tensors and base.tensors[name].file == tensor.file for name, tensor in moved.items()
     )
-    return Layout(tuple(rows), tuple(shards), is_base)
+    return Layout(rows, tuple(shards), is_base)
+
+
+def rows_of(drafts: Iterable[Draft], moved: Mapping[str, Tensor], shards: Iterable[OutputShard]) -> tuple[Row, ...]:
+    """Drafts with their places, in the order of the files. moved: tensors that are not where the base has them."""
+    order = {shard.name: number for number, shard in enumerate(shards)}
+    rows = (_row(draft, moved) for draft in drafts)
+    return tuple(sorted(rows, key=lambda row: (order[row.outputs[0].file], row.outputs[0].start)))
 
 
 def _lay_out(

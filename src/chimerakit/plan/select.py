@@ -1,10 +1,11 @@
 """Every unit of the base as a draft of the child's, and everything that does not fit."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from chimerakit.anatomy import Anatomy
+from chimerakit.formats.gguf import stack_of
 from chimerakit.plan.advice import SHOWN, few, say_ranges, way_out
 from chimerakit.plan.claims import Claims, Lacks, claim_units, parts_of
 from chimerakit.plan.deltas import Distances, delta_of, settle, undecided_units
@@ -29,7 +30,7 @@ def _drafts(
     recipe: Recipe, anatomies: Mapping[str, Anatomy], claims: Claims, distances: Distances
 ) -> tuple[list[Draft], list[str]]:
     """A draft for every claim, or what is wrong with its sources."""
-    parts_at = parts_of(recipe, anatomies[recipe.base].num_layers)
+    parts_at, of = parts_of(recipe, anatomies[recipe.base].num_layers), anatomies[recipe.base].checkpoint.format
     missing: Lacks = defaultdict(dict)
     undecided: Lacks = defaultdict(dict)
     drafts: list[Draft] = []
@@ -47,15 +48,31 @@ def _drafts(
         elif isinstance(settled := settle(recipe, rule, unit, parts, distances), list):
             for name in settled:
                 undecided[rule, name][unit.name] = unit
-        elif isinstance(draft := draft_unit(recipe, unit, rule, settled, sources), str):
+        elif isinstance(draft := draft_unit(recipe, unit, rule, settled, sources, of), str):
             complaints.append(draft)
         else:
             drafts.append(draft)
+    if of == "gguf":
+        complaints += _mixed_stacks(drafts)
     problems = [
         *_missing(recipe.base, missing, claims),
         *undecided_units(recipe, anatomies, undecided, claims, distances),
     ]
     return drafts, problems + few(complaints)
+
+
+def _mixed_stacks(drafts: Iterable[Draft]) -> Iterator[str]:
+    """Experts that lie in one tensor, and so are of one type, but would be of several."""
+    types: dict[str, dict[str, str]] = defaultdict(dict)
+    for draft in drafts:
+        if (stack := stack_of(draft.name)) is not None:
+            types[stack].setdefault(draft.storage, draft.name)
+    for stack, found in types.items():
+        if len(found) > 1:
+            yield (
+                f"{stack}: its experts lie in one tensor and would be of several types: "
+                f"{', '.join(f'{name} {dtype}' for dtype, name in found.items())}; take all of them from one parent"
+            )
 
 
 def _sources(unit: Unit, parts: Iterable[str], base: str, anatomies: Mapping[str, Anatomy]) -> dict[str, Unit]:
@@ -105,7 +122,7 @@ def _tableless(recipe: Recipe, base: Anatomy) -> Iterable[str]:
     if recipe.output.dtype != "keep" and not base.family.tensors:
         yield (
             f"output: dtype: {recipe.output.dtype} converts what the model family's table names, and there is none for "
-            f"model_type {base.checkpoint.config.get('model_type', 'not said')}; leave it out"
+            f"model_type {base.checkpoint.model_type or 'not said'}; leave it out"
         )
 
 

@@ -9,11 +9,12 @@ from typing import Any, NoReturn, get_args
 from chimerakit.errors import RecipeError
 from chimerakit.recipe.shares import check_shares
 from chimerakit.records import COMPONENTS, Component, Gradient, Output, Recipe, Rule, Span
+from chimerakit.words import parse_nbytes
 
 _SELECTORS = ("components", "layers", "experts", "tensors", "mtp")
 _RULE_KEYS = ("take", "mix", "normalize", "delta", *_SELECTORS)
 _TOP_KEYS = ("parents", "base", "rules", "output")
-OUTPUT_KEYS = ("dtype", "shards", "tokenizer", "chat_template")
+OUTPUT_KEYS = ("dtype", "shards", "split_max_size", "tokenizer", "chat_template")
 _MAX_SHARE = 1_000_000
 # Far beyond any recipe; without them a small text could keep a plan of 100,000 tensors busy for hours.
 _MAX_PARENTS = 64
@@ -196,12 +197,22 @@ def _output(data: Any, parents: Mapping[str, Any], where: str) -> Output:
     dtype, shards = found.get("dtype", "keep"), found.get("shards", "base")
     _one_of(dtype, _DTYPES, f"{where}: dtype", "dtype")
     _one_of(shards, _SHARDS, f"{where}: shards", "layout")
+    limit = _nbytes(found.get("split_max_size"), f"{where}: split_max_size")
     from_parents = {
         key: check_parent(found[key], parents, f"{where}: {key}")
         for key in ("tokenizer", "chat_template")
         if key in found
     }
-    return Output(dtype=dtype, shards=shards, **from_parents)
+    return Output(dtype=dtype, shards=shards, split_max_size=limit, **from_parents)
+
+
+def _nbytes(value: Any, where: str) -> int | None:
+    if value is None:
+        return None
+    found = parse_nbytes(str(value)) if isinstance(value, int | str) and not isinstance(value, bool) else None
+    if not found:
+        raise RecipeError("is no size", where=where, expected="bytes, or a text such as 48GB", found=_short(value))
+    return found
 
 
 # ------------------------------------------------------------------------------------------- helpers
