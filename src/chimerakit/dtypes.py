@@ -115,7 +115,15 @@ FP8_BLOCK_UE8M0 = "FP8_BLOCK_UE8M0"
 """The same with scales that are powers of two (DeepSeek-V3.1 and later), stored as F32 or F8_E8M0."""
 FP8_BLOCKS = (FP8_BLOCK, FP8_BLOCK_UE8M0)
 
-MIXABLE = ("F32", "F16", "BF16", *FP8_BLOCKS)
+DECODABLE = tuple(
+    name
+    for name in GGML_TYPES
+    if name in QUANTS and name not in ("Q8_1", "Q8_K", "NVFP4", "Q1_0", "Q2_0") and name.count("_") < 3
+)
+"""Quants whose values can be had: not those for sums in flight (Q8_1, Q8_K), repacked ones, and such as are not read yet."""
+NEED_IMATRIX = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
+"""Quants that llama.cpp encodes only by an imatrix (`ggml_quantize_requires_imatrix`)."""
+MIXABLE = ("F32", "F16", "BF16", *FP8_BLOCKS, *DECODABLE)
 """Storages whose values can be decoded to float32 and encoded again."""
 
 
@@ -137,6 +145,13 @@ def nbytes_of(dtype: str, shape: tuple[int, ...]) -> int | None:
         if bits > 8 * MAX_NBYTES:
             return None
     return bits // 8 if bits % 8 == 0 else None
+
+
+def run_nbytes(dtype: str, weights: int) -> int:
+    """Bytes of so many weights of a row, whole blocks of them."""
+    if dtype in QUANTS:
+        return weights // GGML_TYPES[dtype].weights * GGML_TYPES[dtype].nbytes
+    return weights * STORAGE_TYPES[dtype].bits // 8
 
 
 @lru_cache(maxsize=1 << 12)

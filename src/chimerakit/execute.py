@@ -9,13 +9,14 @@ Reading, computing and writing overlap because several jobs run at a time; a job
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from chimerakit.dtypes import BLOCK, FP8_BLOCKS
+from chimerakit.dtypes import BLOCK, FP8_BLOCKS, run_nbytes
 from chimerakit.errors import NonFiniteError
 from chimerakit.events import Report
 from chimerakit.plan.panels import Cut, Panel, cut
@@ -199,25 +200,24 @@ def _mix(
     from chimerakit.numerics import mix
 
     weight, *scale = row.outputs
-    is_blocked = any(s in FP8_BLOCKS for s in (row.storage, *(p.storage for p in parts)))
-    whole = cut(weight.shape, is_blocked=is_blocked)
+    whole = cut(weight.shape, (row.storage, *(p.storage for p in parts)))
     sources = [Source(part, inputs, whole) for part in parts]
-    width = weight.nbytes // max(1, whole.rows * whole.cols)
-    buffer, scratch = inputs.memory("out", whole.most * width), inputs.memory("scratch", mix.SCRATCH)
+    place = partial(run_nbytes, weight.dtype)
+    buffer, scratch = inputs.memory("out", place(whole.most)), inputs.memory("scratch", mix.SCRATCH)
     sums = np.zeros(2)
     scales: list[npt.NDArray[np.uint8]] = []
     nonfinite = 0
     for panel in whole.panels():
         terms = [source.term(panel) for source in sources]
-        out = buffer[: panel.rows * panel.cols * width].reshape(panel.rows, panel.cols * width)
+        out = buffer[: place(panel.rows * panel.cols)].reshape(panel.rows, -1)
         shape, scale_dtype = (panel.rows, panel.cols), scale[0].dtype if scale else None
         blocks, found = mix.mix_into(terms, shape, row.storage, scale_dtype, out, sums, scratch)
         if found and not allow_nonfinite:
             raise _nonfinite(row, parts, terms, panel)
         nonfinite += found
         for piece in whole.pieces(panel):
-            here = buffer[piece.within * width : (piece.within + piece.weights) * width]
-            sink.write(weight, piece.start * width, here.data)
+            here = buffer[place(piece.within) : place(piece.within + piece.weights)]
+            sink.write(weight, place(piece.start), here.data)
         if blocks is not None:
             scales.append(blocks)
     if scale:
@@ -236,9 +236,9 @@ class Source:
         self._whole = whole
         self._weight = part.tensors[0]
         self._reader = inputs.reader(part.parent, self._weight.file)
-        self._width = self._weight.nbytes // max(1, whole.rows * whole.cols)
+        self._place = partial(run_nbytes, self._weight.dtype)
         self._share = np.float32(part.share)
-        self._buffer = inputs.memory(f"panel of {part.parent}", whole.most * self._width)
+        self._buffer = inputs.memory(f"panel of {part.parent}", self._place(whole.most))
         self._scales = None
         self._scale_dtype = None
         if part.storage in FP8_BLOCKS:
@@ -252,10 +252,11 @@ class Source:
         """The parent's part of one panel."""
         from chimerakit.numerics.mix import Term
 
-        data = self._buffer[: panel.rows * panel.cols * self._width]
+        place = self._place
+        data = self._buffer[: place(panel.rows * panel.cols)]
         for piece in self._whole.pieces(panel):
-            here = data[piece.within * self._width : (piece.within + piece.weights) * self._width]
-            self._reader.read_into(here.data, self._weight.start + piece.start * self._width)
+            here = data[place(piece.within) : place(piece.within + piece.weights)]
+            self._reader.read_into(here.data, self._weight.start + place(piece.start))
         scales = None
         if self._scales is not None:
             first, last, width = panel.col // BLOCK, -(-(panel.col + panel.cols) // BLOCK), self._scale_width

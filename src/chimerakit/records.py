@@ -235,7 +235,11 @@ class Rule(Struct, frozen=True):
 class Output(Struct, frozen=True):
     """What the child's files look like; None means as the base has it."""
 
-    dtype: Literal["keep", "bf16", "f16", "f32", "fp8-block"] = "keep"
+    dtype: Literal[
+        "keep", "bf16", "f16", "f32", "fp8-block", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k",
+        "q6_k", "iq4_nl", "iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_s", "iq1_m", "tq1_0", "tq2_0",
+        "mxfp4",
+    ] = "keep"  # fmt: skip
     shards: Literal["base", "by-rule"] = "base"
     split_max_size: int | None = None
     """GGUF: bytes of tensors in one file at most; None keeps the base's files."""

@@ -162,8 +162,7 @@ class Values:
         self.sides = sides
         self.storages = {name: unit.sides[name].storage for name in sides}
         self.dtypes = {name: unit.sides[name].tensors[0].dtype for name in sides}
-        is_blocked = any(storage in FP8_BLOCKS for storage in self.storages.values())
-        self._whole = cut(next(iter(unit.sides.values())).tensors[0].shape, is_blocked=is_blocked)
+        self._whole = cut(next(iter(unit.sides.values())).tensors[0].shape, self.storages.values())
         self._parts = {name: unit.sides[name] for name in sides}
         self._inputs = inputs
         self._report = report

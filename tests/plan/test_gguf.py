@@ -136,7 +136,7 @@ def test_experts_of_several_types_can_not_lie_in_one_tensor(pair: Family) -> Non
     assert len(problems) == 3
     assert problems[0] == (
         "blk.1.ffn_gate_exps.weight: its experts lie in one tensor and would be of several types: "
-        "blk.1.ffn_gate_exps.weight[0] Q4_K, blk.1.ffn_gate_exps.weight[1] IQ2_XXS; take all of them from one parent"
+        "blk.1.ffn_gate_exps.weight[0] Q4_K, blk.1.ffn_gate_exps.weight[1] IQ2_XXS; take all of them from one parent, or say output: dtype"
     )
 
 

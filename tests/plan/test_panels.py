@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chimerakit.dtypes import FP8_BLOCK
 from chimerakit.plan.panels import BLOCKED_COLS, FLAT_WEIGHTS, cut
 
 SIDES = st.integers(1, 300) | st.sampled_from([128, 256, 576])
@@ -16,7 +17,7 @@ SIDES = st.integers(1, 300) | st.sampled_from([128, 256, 576])
 def test_blocked_panels_cover_once(rows: int, cols: int) -> None:
     """Panels of blocks cover a matrix once, begin at block bounds, and are some rows of blocks high."""
     seen = np.zeros((rows, cols), int)
-    for panel in cut((rows, cols), is_blocked=True).panels():
+    for panel in cut((rows, cols), (FP8_BLOCK,)).panels():
         seen[panel.row : panel.row + panel.rows, panel.col : panel.col + panel.cols] += 1
         assert (panel.row % 128, panel.col % 128) == (0, 0)
         assert panel.rows <= 128 or panel.rows * panel.cols <= 1 << 21
@@ -40,7 +41,7 @@ def test_blocked_panels_cover_once(rows: int, cols: int) -> None:
 )
 def test_number_of_panels(shape: tuple[int, ...], is_blocked: bool, count: int, is_in_order: bool) -> None:
     """Panels have a bounded size whatever the tensor, come in storage order unless blocks are very wide, and cover all weights."""
-    whole = cut(shape, is_blocked=is_blocked)
+    whole = cut(shape, (FP8_BLOCK,) if is_blocked else ())
     panels = list(whole.panels())
     assert len(panels) == count
     assert sum(p.rows * p.cols for p in panels) == int(np.prod(shape))
@@ -55,7 +56,7 @@ def test_the_pieces_of_panels_are_where_their_weights_lie(rows: int, cols: int, 
     """A panel put together of its pieces in storage is the panel cut out of the matrix."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("chimerakit.plan.panels.BLOCKED_COLS", 128)  # so that some are narrower than the matrix
-        whole = cut((rows, cols), is_blocked=is_blocked)
+        whole = cut((rows, cols), (FP8_BLOCK,) if is_blocked else ())
         stored = np.arange(rows * cols)
         matrix = stored.reshape(whole.rows, whole.cols)
         for panel in whole.panels():
@@ -70,4 +71,4 @@ def test_the_pieces_of_panels_are_where_their_weights_lie(rows: int, cols: int, 
 def test_panels_stay_small_when_their_edges_are_filled_up(cols: int) -> None:
     """Kernels fill ragged blocks up to 128 columns, so a narrow matrix has lower panels than its weights would allow."""
     padded = -(-cols // 128) * 128
-    assert max(p.rows * padded for p in cut((1 << 22, cols), is_blocked=True).panels()) <= 1 << 21
+    assert max(p.rows * padded for p in cut((1 << 22, cols), (FP8_BLOCK,)).panels()) <= 1 << 21

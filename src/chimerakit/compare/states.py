@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from chimerakit.dtypes import FP8_BLOCK
 from chimerakit.errors import CheckpointError
 from chimerakit.events import Report
 from chimerakit.execute import Inputs, Source
 from chimerakit.formats import open_checkpoint
-from chimerakit.plan.panels import Cut
+from chimerakit.plan.panels import cut
 from chimerakit.records import Checkpoint, Input, Tensor
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def read_rows(part: Input, shape: tuple[int, int], inputs: Inputs, report: Repor
 
     from chimerakit.numerics.mix import mix
 
-    whole = Cut(*shape, is_blocked=True)
+    whole = cut(shape, (FP8_BLOCK,))
     source = Source(part, inputs, whole)
     for _, panels in groupby(whole.panels(), key=lambda panel: panel.row):
         pieces = []

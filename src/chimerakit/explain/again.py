@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from chimerakit.dtypes import numel_of
+from chimerakit.dtypes import QUANTS, numel_of
 from chimerakit.events import Report
 from chimerakit.execute import Inputs, make_units
 from chimerakit.numerics.cells import first_of_blocks, unlike_places
@@ -60,7 +60,7 @@ class Unlike:
 
     def __init__(self, child: Input, inputs: Inputs, report: Report, *, is_enough: int | None):
         self.count = 0
-        """Numbers that differ, and scales."""
+        """Numbers that differ, and scales; of quants bytes."""
         self.nonfinite = 0
         """NaN and infinite numbers in what was made, if it was made to the end."""
         self.first: Ints | None = None
@@ -79,10 +79,10 @@ class Unlike:
         self._inputs.reader(CHILD, mine.file).read_into(found, mine.start + start)
         if same_bytes(made, found):
             return
-        width = mine.nbytes // numel_of(mine.shape)
+        width = 1 if mine.dtype in QUANTS else mine.nbytes // numel_of(mine.shape)
         places = unlike_places(made, found, width) + start // width
         self.count += len(places)
-        if self.first is None:
+        if self.first is None and mine.dtype not in QUANTS:
             weight = self._child.tensors[0]
             rows, cols = weight.shape if len(weight.shape) == 2 else (1, numel_of(weight.shape))
             self.first = places if mine is weight else first_of_blocks(places, (rows, cols))

@@ -5,18 +5,20 @@ the whole unit by making it again. Numbers that come out otherwise narrow what i
 byte, or none is left.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import combinations, permutations
+from itertools import chain, combinations, permutations, product
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from chimerakit.dtypes import FP8_BLOCKS, MIXABLE, numel_of
+from chimerakit.dtypes import FP8_BLOCKS, MIXABLE, QUANTS, numel_of
 from chimerakit.events import Report
 from chimerakit.execute import Inputs
 from chimerakit.explain.again import CHILD, Unlike, made_of_shares, make_again
 from chimerakit.explain.evidence import Evidence, Mixture
-from chimerakit.numerics.cells import OTHERS, OWN, Bound, Clues, Rounding, apart
+from chimerakit.explain.sample import Span, cut_unit
+from chimerakit.numerics.cells import OTHERS, OWN, Bound, Clues, Interval, Rounding, apart
 from chimerakit.numerics.mix import decode
 from chimerakit.plan.panels import Panel
 from chimerakit.scan import Pair, ScanUnit, Values, equal_pairs
@@ -40,6 +42,8 @@ _CORNERS = 16
 """Panels, spread over a unit, that the shares of another encoder are estimated from."""
 _RARE = 1e-3
 """The share of odd numbers up to which float32 may have been added up otherwise."""
+_REACH = ((1, 1), (2, 3), (3, 10), (4, 30))
+"""Decimals of shares that are tried for a quant, and how many steps of the last of them from the fit."""
 _FEW_OF = 20
 """Of so many blocks one may have been changed by hand; encoders that round otherwise do so all over."""
 
@@ -82,8 +86,9 @@ def doubt(found: Evidence, unit: ScanUnit, inputs: Inputs, report: Report) -> Ev
 
 def outline(unit: ScanUnit, equal: str, parents: Sequence[str], inputs: Inputs, report: Report) -> tuple[Bound, ...]:
     """What a few numbers of a unit that is a parent's allow besides: shares of all these parents, in their order."""
-    unmixing = _Unmixing(unit, list(parents), inputs, report)
-    return unmixing.outline({equal: 1.0})
+    if unit.sides[CHILD].storage in QUANTS:
+        return ()
+    return _Unmixing(unit, list(parents), inputs, report).outline({equal: 1.0})
 
 
 class _Unmixing:
@@ -107,6 +112,8 @@ class _Unmixing:
         if self._holds_codes:
             why = f"FP8 codes and their scales are stored as {self._unit.sides[CHILD].storage}"
             return replace(found, others=self.others(), why=why)
+        if self._storage in QUANTS:
+            return self._solve_quants(found)
         clues = self._clues(OWN, self._panels[:1], _LOOKED_AT)
         tried: list[list[tuple[str, float]]] = []
         almost: tuple[Mixture, ...] = ()
@@ -130,6 +137,54 @@ class _Unmixing:
         others = (almost if unlike <= _RARE * self._size else ()) or self.others()
         return replace(found, others=others, is_touched=unlike <= 1 + scales // _FEW_OF, why=why)
 
+    @property
+    def _storage(self) -> str:
+        return self._unit.sides[CHILD].storage
+
+    def _solve_quants(self, found: Evidence) -> Evidence:
+        """Of a quant no number alone says what it was rounded from, as its block's scale depends on all of them: shares of few
+        decimals near the best fit are tried, on a row first."""
+        row = cut_unit(self._unit, Span(0, 1)) if len(self._unit.sides[CHILD].tensors[0].shape) > 1 else self._unit
+        wholes = [{parent: 1.0} for parent in self._parents]
+        given = dict[str, int]()
+        for shares in chain(wholes, () if len(self._parents) < 2 else self._near_fit()):
+            if given and shares not in wholes:
+                break
+            if self._made_of(shares, is_enough=1, of=row).count or (made := self._made_of(shares, is_enough=1)).count:
+                continue
+            if shares not in wholes:
+                rooms = {parent: Interval(share, share) for parent, share in shares.items()}
+                return replace(found, mixture=Mixture(shares, rooms, (), math.inf), nonfinite=made.nonfinite)
+            given[next(iter(shares))] = made.nonfinite
+        if not given:
+            return replace(found, why=f"no shares of few decimals give it, of those that are near in {self._storage}")
+        first = next(iter(given))
+        whole = Mixture({first: 1.0}, {first: Interval(1.0, 1.0)}, (), math.inf)
+        return replace(found, mixture=whole, converted=tuple(given), nonfinite=given[first])
+
+    def _near_fit(self) -> Iterator[dict[str, float]]:
+        """Mixes of two parents, or of all, near the one whose values come nearest to the child's; short decimals first."""
+        import numpy as np
+
+        from chimerakit.numerics.compare import add_products, fit_shares
+
+        for among in dict.fromkeys((*combinations(self._parents, 2), tuple(self._parents))):
+            products = np.zeros((len(among) + 1, len(among) + 1))
+            for panel in self._panels[:1]:
+                add_products(products, self._values.of(CHILD, panel), [self._values.of(p, panel) for p in among])
+            fit, _ = fit_shares(products)
+            if not all(map(math.isfinite, fit)):
+                continue
+            for digits, reach in _REACH:
+                for steps in sorted(
+                    product(range(-reach, reach + 1), repeat=len(among) - 1), key=lambda s: sum(map(abs, s))
+                ):
+                    others = [
+                        round(round(x, digits) + n * 10.0**-digits, digits) for x, n in zip(fit[1:], steps, strict=True)
+                    ]
+                    shares = [round(1 - math.fsum(others), 12), *others]
+                    yield {parent: share for parent, share in zip(among, shares, strict=True) if share}
+
     def _all_converted(self, clues: Clues, first: str, alike: Collection[Pair]) -> Iterator[str]:
         """All parents whose values are a unit's bytes if stored as it is, as those of the first are."""
         for parent in self._parents:
@@ -152,8 +207,10 @@ class _Unmixing:
         return self._mixture(self._clues(OWN, self._panels[:1], _GLANCED_AT), shares).bounds
 
     def others(self) -> tuple[Mixture, ...]:
-        """Shares that other encoders may have used."""
+        """Shares that other encoders may have used; of quants nothing is known of others."""
         found = []
+        if self._storage in QUANTS:
+            return ()
         for rounding in OTHERS:
             if self._may_be_apart() if rounding.is_apart else not self._holds_codes:
                 corners = self._panels[:: max(1, -(-len(self._panels) // _CORNERS))]
@@ -210,9 +267,9 @@ class _Unmixing:
             self._learn(clues, panel, where)
         return made
 
-    def _made_of(self, shares: Mapping[str, float], *, is_enough: int | None) -> Unlike:
-        row = made_of_shares(self._unit, shares)
-        return make_again(row, self._unit, self._inputs, self._report, is_enough=is_enough)
+    def _made_of(self, shares: Mapping[str, float], *, is_enough: int | None, of: ScanUnit | None = None) -> Unlike:
+        unit = of or self._unit
+        return make_again(made_of_shares(unit, shares), unit, self._inputs, self._report, is_enough=is_enough)
 
     def _candidates(self, clues: Clues) -> Iterator[dict[str, float]]:
         """Shares that the clues allow: one parent alone, then such as sum to 1, then any; short decimals first."""

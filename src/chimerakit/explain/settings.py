@@ -9,21 +9,23 @@ from contextlib import suppress
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from msgspec.structs import replace
 
+from chimerakit.dtypes import QUANTS
 from chimerakit.errors import PlanError
 from chimerakit.execute import header_digest
 from chimerakit.plan import make_plan
 from chimerakit.plan.deltas import Distances
 from chimerakit.plan.files import choose_files
+from chimerakit.plan.keys import TEMPLATE, differing_keys
 from chimerakit.records import Checkpoint, FileRow, Output, Plan, Recipe
 from chimerakit.stores.digest import digest_of
 
-_DTYPES: tuple[Literal["keep", "bf16", "f16", "f32", "fp8-block"], ...] = ("keep", "bf16", "f16", "f32", "fp8-block")
+_DTYPES = get_args(Output.__annotations__["dtype"])
 _SHARDS: tuple[Literal["base", "by-rule"], ...] = ("base", "by-rule")
-_TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
+_TEMPLATES = ("chat_template.jinja", "tokenizer_config.json", TEMPLATE)
 _OPENING = "<think>"
 
 Digest = Callable[[Path], str]
@@ -50,9 +52,14 @@ def find_plan(
         return rows.values()
 
     is_file = partial(_is_file, parents=parents, digest=digest)
-    output = _best((Output(dtype=dtype) for dtype in _DTYPES), lambda o: _unlike_tensors(plan_of(o), child))
+    stored = {tensor.dtype for tensor in child.tensors.values()}
+    dtypes = [dtype for dtype in _DTYPES if dtype.upper() not in QUANTS or dtype.upper() in stored]
+    output = _best((Output(dtype=dtype) for dtype in dtypes), lambda o: _unlike_tensors(plan_of(o), child))
     output = _best([replace(output, shards=shards) for shards in _SHARDS], lambda o: _unlike_shards(plan_of(o), child))
-    output = _best(_texts(output, recipe), lambda o: _unlike_files(files_of(o), child, is_file))
+    if child.format == "gguf":  # where tokenizer and template stand in the weight files
+        output = _best(_texts(output, recipe), lambda o: _unlike_shards(plan_of(o), child))
+    else:
+        output = _best(_texts(output, recipe), lambda o: _unlike_files(files_of(o), child, is_file))
     plan = plan_of(output)
     return plan, [
         *(f"{name}: the recipe stores it otherwise, or not at all" for name in _unlike_tensors(plan, child)),
@@ -122,11 +129,14 @@ def _is_file(file: Path, row: FileRow, parents: Mapping[str, Checkpoint], digest
 
 def differences(child: Checkpoint, parent: Checkpoint, digest: Digest) -> list[str]:
     """In what else than weights a child differs from a parent: config, tokenizer, chat template, other files."""
-    found = [
-        f"config.json: {key} is {child.config.get(key, 'absent')!r}, not {parent.config.get(key, 'absent')!r}"
-        for key in sorted(child.config.keys() | parent.config.keys())
-        if child.config.get(key, ...) != parent.config.get(key, ...)
-    ]
+    if child.format == "gguf":
+        found = [f"the header: {says}" for says in differing_keys(parent, child)]
+    else:
+        found = [
+            f"config.json: {key} is {child.config.get(key, 'absent')!r}, not {parent.config.get(key, 'absent')!r}"
+            for key in sorted(child.config.keys() | parent.config.keys())
+            if child.config.get(key, ...) != parent.config.get(key, ...)
+        ]
     mine, theirs = ({f.name: Path(c.root, f.name) for f in c.files if f.name != "config.json"} for c in (child, parent))
     for name in sorted(mine.keys() | theirs.keys()):
         if name not in mine or name not in theirs:

@@ -24,6 +24,7 @@ _SPLIT = re.compile(r"(?P<name>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.
 """llama.cpp's llama_split_path."""
 _STACK = re.compile(r"\.ffn_(?:gate|up|down|gate_up)_exps\.[a-z_]+$")
 """What llama.cpp calls the weights of all experts of a layer in one tensor."""
+_TEMPLATE = "tokenizer.chat_template"
 _LAYOUT = "split."
 """Keys that tell how a model is split into files, and nothing of the model."""
 _NOT_OURS = ("chimerakit.json", "README.md")
@@ -119,6 +120,7 @@ def _open_parts(
         index=None,
         is_folder=is_folder,
         format="gguf",
+        texts={_TEMPLATE: template} if isinstance(template := first.values.get(_TEMPLATE), str) else {},
         fields=first.fields,
     )
 

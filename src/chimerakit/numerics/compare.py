@@ -11,7 +11,7 @@ from chimerakit.numerics import fused
 from chimerakit.numerics.fp8 import F32, U8
 from chimerakit.numerics.kernels import kernel, magnitude_bits, require
 from chimerakit.numerics.lanes import LANES, add_pair, add_pairs
-from chimerakit.numerics.mix import KINDS, Term, decode_scales, encode, mix, nbytes_of_weight
+from chimerakit.numerics.mix import KINDS, Term, decode_scales, encode, mix, nbytes_of_row
 
 RTOL = ATOL = 1e-5
 """numpy's and torch's allclose as in the checks that people published for merges."""
@@ -86,11 +86,12 @@ class Differences:
         terms = [term._replace(share=np.float32(1)) for term in ((a,) if a is b else (a, b))]
         for term in terms:
             require(
-                term.data.size == rows * cols * nbytes_of_weight(term.storage),
+                term.data.size == rows * nbytes_of_row(term.storage, cols),
                 f"{term.data.shape} bytes for {shape} weights",
             )
             require(term.data.flags.c_contiguous, "compiled loops go by addresses")
-        if cols % BLOCK == 0 and self._num_values % LANES == 0:
+        are_plain = all(term.storage in KINDS for term in terms)
+        if are_plain and cols % BLOCK == 0 and self._num_values % LANES == 0:
             factors = np.stack([_factors(term, shape) for term in terms])
             kinds = np.array([KINDS[term.storage] for term in terms])
             sources = np.array([term.data.ctypes.data for term in terms])
@@ -189,7 +190,7 @@ def _factors(term: Term, shape: tuple[int, int]) -> F32:
 
 def unlike_bytes(a: Term, b: Term) -> int | None:
     """How many bytes differ in a panel, scales included; None where the sides do not store it alike."""
-    if KINDS[a.storage] != KINDS[b.storage] or a.scale_dtype != b.scale_dtype:
+    if KINDS.get(a.storage, a.storage) != KINDS.get(b.storage, b.storage) or a.scale_dtype != b.scale_dtype:
         return None
     pairs = [(a.data, b.data)]
     if a.scales is not None and b.scales is not None:
@@ -226,7 +227,7 @@ def codes(data: U8, dtype: str) -> F32:
 
     from chimerakit.dtypes import STORAGE_TYPES
 
-    name = STORAGE_TYPES[dtype].numpy or "uint8"
+    name = (STORAGE_TYPES[dtype].numpy if dtype in STORAGE_TYPES else None) or "uint8"
     return data.view(getattr(ml_dtypes, name, None) or np.dtype(name)).astype(np.float32)
 
 

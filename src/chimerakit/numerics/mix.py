@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chimerakit.dtypes import BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS
+from chimerakit.dtypes import BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, QUANTS, run_nbytes
 from chimerakit.numerics import fused
 from chimerakit.numerics.fp8 import F32, U8, decode_e8m0, encode_e8m0, encode_fp8
+from chimerakit.numerics.ggml import decode_rows, encode_rows
 from chimerakit.numerics.kernels import encode_bf16, kernel, magnitude_bits, require
 
 F64 = npt.NDArray[np.float64]
@@ -64,6 +65,7 @@ def mix(terms: list[Term], shape: tuple[int, int]) -> F32:
     A term that does not cover the panel is the caller's mistake. It is refused, as compiled loops check no bounds.
     """
     _check(terms, shape)
+    terms = _in_numbers(terms)
     if shape[0] > BLOCK and _has_blocks(terms):
         return np.concatenate([mix(rows, (len(rows[0].data), shape[1])) for rows in _block_rows(terms, shape[0])])
     factors = _factors(terms, shape)
@@ -76,6 +78,8 @@ def mix(terms: list[Term], shape: tuple[int, int]) -> F32:
 
 def decode(term: Term) -> F32:
     """The values of one panel, code x scale: (rows, cols). The term's share is 1."""
+    if term.storage in QUANTS:
+        return decode_rows(term.data, term.storage)
     return mix([term], (len(term.data), term.data.shape[1] // nbytes_of_weight(term.storage)))
 
 
@@ -86,7 +90,7 @@ def encode(values: F32, storage: str, scale_dtype: str | None, sums: F64) -> Enc
     """
     rows, cols = values.shape
     term = Term("F32", np.float32(1), np.ascontiguousarray(values).view(np.uint8))
-    data = np.empty((rows, cols * nbytes_of_weight(storage)), np.uint8)
+    data = np.empty((rows, nbytes_of_row(storage, cols)), np.uint8)
     return Encoded(data, *mix_into([term], (rows, cols), storage, scale_dtype, data, sums, np.empty(SCRATCH, np.uint8)))
 
 
@@ -100,8 +104,11 @@ def mix_into(
     Returns the bytes of the blocks' scales, for FP8, and how many values are NaN or infinite, before or after rounding.
     """
     _check(terms, shape)
-    require(out.shape == (shape[0], shape[1] * nbytes_of_weight(storage)), f"{out.shape} bytes for {shape} weights")
+    require(out.shape == (shape[0], nbytes_of_row(storage, shape[1])), f"{out.shape} bytes for {shape} weights")
     require(out.flags.c_contiguous, "compiled loops go by addresses")
+    if storage in QUANTS:
+        return None, _encode_quants(mix(terms, shape), storage, out, sums)
+    terms = _in_numbers(terms)
     if shape[0] > BLOCK and _has_blocks(terms, storage):
         return _mix_block_rows(terms, shape, storage, scale_dtype, out, sums, scratch)
     factors = _factors(terms, shape)
@@ -122,7 +129,7 @@ def _check(terms: list[Term], shape: tuple[int, int]) -> None:
     require(bool(terms), "a sum of nothing")
     for term in terms:
         require(
-            term.data.shape == (rows, cols * nbytes_of_weight(term.storage)),
+            term.data.shape == (rows, nbytes_of_row(term.storage, cols)),
             f"{term.data.shape} bytes for {shape} weights",
         )
         require(term.data.flags.c_contiguous, "compiled loops go by addresses")
@@ -181,9 +188,30 @@ def relative_rms(sums: npt.NDArray[np.float64]) -> float:
     return float(f"{np.sqrt(sums[0] / sums[1]):.6g}") if sums[1] > 0 else 0.0
 
 
+def nbytes_of_row(storage: str, cols: int) -> int:
+    """Bytes of a row of weights."""
+    return run_nbytes(storage, cols) if storage in QUANTS else cols * nbytes_of_weight(storage)
+
+
 def nbytes_of_weight(storage: str) -> int:
-    """Bytes of one weight."""
+    """Bytes of one weight that is stored by itself."""
     return fused.NBYTES[KINDS[storage]]
+
+
+def _in_numbers(terms: list[Term]) -> list[Term]:
+    """The terms, with float32 in the place of quants: kernels know no blocks of a row."""
+    return [
+        term._replace(storage="F32", data=decode_rows(term.data, term.storage).view(np.uint8))
+        if term.storage in QUANTS
+        else term
+        for term in terms
+    ]
+
+
+def _encode_quants(values: F32, storage: str, out: U8, sums: F64) -> int:
+    """Store values in blocks of a row; how many are NaN or infinite, before or after rounding."""
+    encode_rows(values, storage, out)
+    return int(_rounding(values, decode_rows(out, storage), sums))
 
 
 def _factors(terms: list[Term], shape: tuple[int, int]) -> F32:

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from chimerakit.anatomy import GENERIC, Anatomy, config_meaning
-from chimerakit.dtypes import MIXABLE
+from chimerakit.dtypes import MIXABLE, QUANTS
 from chimerakit.errors import PlanError
 from chimerakit.numerics import VERSION as NUMERICS
 from chimerakit.plan.deltas import Distances
@@ -168,8 +168,10 @@ def _misplaced(recipe: Recipe, base: Checkpoint) -> Iterator[str]:
         yield f"output: shards: {output.shards} is for safetensors; split GGUF with split_max_size"
     if base.format != "gguf" and output.split_max_size is not None:
         yield "output: split_max_size is for GGUF; safetensors are laid out with shards"
-    if base.format == "gguf" and output.dtype not in ("keep", "bf16", "f16", "f32"):
+    if base.format == "gguf" and output.dtype == "fp8-block":
         yield f"output: dtype: {output.dtype} is for safetensors"
+    if base.format != "gguf" and output.dtype.upper() in QUANTS:
+        yield f"output: dtype: {output.dtype} is for GGUF"
 
 
 def _summaries(recipe: Recipe, rows: tuple[Row, ...]) -> tuple[RuleSummary, ...]:

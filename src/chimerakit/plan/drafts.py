@@ -5,11 +5,24 @@ from typing import Literal
 
 from msgspec import Struct
 
-from chimerakit.dtypes import FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, MIXABLE, blocks_of, nbytes_of
+from chimerakit.dtypes import (
+    FP8_BLOCK,
+    FP8_BLOCK_UE8M0,
+    FP8_BLOCKS,
+    GGML_TYPES,
+    MIXABLE,
+    NEED_IMATRIX,
+    QUANTS,
+    blocks_of,
+    nbytes_of,
+)
 from chimerakit.recipe import SUM_TOLERANCE
 from chimerakit.records import Format, Input, Kind, Recipe, Role, Tensor, Unit
 
 _STORAGES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+_FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"} | dict.fromkeys(
+    (name for name in QUANTS if GGML_TYPES[name].weights == 256 and name not in ("Q4_K", "Q5_K", "Q6_K")), "IQ4_NL"
+)
 
 
 class Draft(Struct, frozen=True, gc=False):
@@ -54,6 +67,8 @@ def draft_unit(
                 return (
                     f"{unit.name} in {name!r} is stored as {source.storage}; that can be copied, not mixed or converted"
                 )
+    if kind != "copy" and storage in NEED_IMATRIX:
+        return f"{unit.name} would be encoded in {storage}, which can't be done without an imatrix"
     if_equal = _if_equal(inputs, is_stored_alike) if kind == "mix" else None
     return Draft(unit.name, unit.role, rule, kind, inputs, storage, tensors, if_equal)
 
@@ -78,9 +93,18 @@ def _output_storage(recipe: Recipe, unit: Unit) -> str:
     dtype, role = recipe.output.dtype, unit.role
     if dtype == "keep" or not role.convertible or unit.storage not in MIXABLE:
         return unit.storage
-    if dtype != "fp8-block":
+    if dtype == "fp8-block":
+        return FP8_BLOCK if role.fp8 and unit.storage not in FP8_BLOCKS and len(unit.shape) == 2 else unit.storage
+    if dtype.upper() not in QUANTS:
         return _STORAGES[dtype]
-    return FP8_BLOCK if role.fp8 and unit.storage not in FP8_BLOCKS and len(unit.shape) == 2 else unit.storage
+    return _quant_for(dtype.upper(), unit.shape) if len(unit.shape) > 1 else unit.storage
+
+
+def _quant_for(dtype: str, shape: tuple[int, ...]) -> str:
+    """The type, or where rows are no whole blocks of it the one that llama.cpp takes then (llama-quant.cpp)."""
+    while shape[-1] % GGML_TYPES[dtype].weights:
+        dtype = _FALLBACKS.get(dtype, "F16")
+    return dtype
 
 
 def _output_tensors(unit: Unit, storage: str) -> tuple[Tensor, ...]:

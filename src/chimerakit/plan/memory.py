@@ -5,7 +5,7 @@ each job that runs, whatever it does: the stage that it writes from, what it rea
 Tests hold this against processes that merge tensors of gigabytes.
 """
 
-from chimerakit.dtypes import BLOCK, FP8_BLOCKS, numel_of
+from chimerakit.dtypes import BLOCK, FP8_BLOCKS, QUANTS, numel_of
 from chimerakit.errors import PlanError
 from chimerakit.plan.panels import cut
 from chimerakit.records import Plan, Row
@@ -19,6 +19,8 @@ _COPYING = 90 << 20
 """Bytes of a process that only copies, before it begins."""
 _MIXING = 240 << 20
 """The same with compiled kernels loaded."""
+_QUANT = 64
+"""Bytes for each weight of a panel while quants are decoded or encoded: numpy makes copies."""
 _ROW = 2500
 """Bytes of a unit's records, from its tensors to its line in the manifest."""
 
@@ -64,7 +66,8 @@ def _needs(plan: Plan) -> tuple[int, int]:
 def _panel_nbytes(row: Row) -> int:
     """Each parent's panel, the float32 sum, its scaled copy and its encoding; and all block scales of the unit."""
     weights = numel_of(row.outputs[0].shape)
-    is_blocked = any(storage in FP8_BLOCKS for storage in (row.storage, *(part.storage for part in row.inputs)))
-    most = cut(row.outputs[0].shape, is_blocked=is_blocked).most
-    scales = 4 * weights // BLOCK**2 if is_blocked else 0
-    return most * (12 + 4 * len(row.inputs)) + scales * (1 + len(row.inputs))
+    storages = {row.storage, *(part.storage for part in row.inputs)}
+    most = cut(row.outputs[0].shape, storages).most
+    scales = 4 * weights // BLOCK**2 if not storages.isdisjoint(FP8_BLOCKS) else 0
+    in_quants = 0 if storages.isdisjoint(QUANTS) else _QUANT
+    return most * (12 + 4 * len(row.inputs) + in_quants) + scales * (1 + len(row.inputs))

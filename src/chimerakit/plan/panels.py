@@ -1,13 +1,13 @@
 """How a weight matrix is cut into panels, so that memory does not depend on a tensor's size.
 
-Numbers in blocks go by 128 rows, or some times that, as wide as the matrix unless that is very wide; any others go by a
-run of weights in storage order. The cuts are fixed, so that sums over a tensor do not depend on threads or memory.
+Numbers in blocks go by 128 rows, or some times that, as wide as the matrix unless that is very wide; quants by whole rows, as
+some are encoded by what is in all of a row; any others by a run of weights in storage order. The cuts are fixed, so that sums over a tensor do not depend on threads or memory.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from chimerakit.dtypes import BLOCK, numel_of
+from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCKS, QUANTS, numel_of
 
 BLOCKED_COLS = 1 << 15
 """Columns of a panel of blocks at most."""
@@ -18,8 +18,13 @@ FLAT_WEIGHTS = 1 << 20
 
 
 def largest_panel(shapes: Iterable[tuple[int, ...]]) -> int:
-    """Weights of the largest panel of any tensor; a matrix may be in blocks."""
-    return max((cut(shape, is_blocked=len(shape) == 2).most for shape in shapes), default=0)
+    """Weights of the largest panel of any tensor, however it is stored."""
+    kinds: list[Sequence[str]] = [(FP8_BLOCK,), _ANY_QUANT, ()]
+    cuts = (cut(shape, of) for shape in shapes for of in (kinds if len(shape) == 2 else kinds[1:]))
+    return max((each.most for each in cuts), default=0)
+
+
+_ANY_QUANT = ("Q8_0",)
 
 
 class Panel(NamedTuple):
@@ -46,29 +51,21 @@ class Cut(NamedTuple):
 
     rows: int
     cols: int
-    is_blocked: bool
-
-    @property
-    def _sides(self) -> tuple[int, int]:
-        """Rows and columns of a panel at most."""
-        if not self.is_blocked:
-            return 1, FLAT_WEIGHTS
-        wide = max(1, min(self.cols, BLOCKED_COLS))
-        padded = -(-wide // BLOCK) * BLOCK  # kernels fill ragged blocks up
-        return BLOCK * max(1, BLOCKED_WEIGHTS // (BLOCK * padded)) if wide >= self.cols else BLOCK, wide
+    high: int
+    """Rows of a panel at most."""
+    wide: int
+    """Columns of a panel at most."""
 
     @property
     def most(self) -> int:
         """Weights of the largest panel."""
-        high, wide = self._sides
-        return min(high, self.rows) * min(wide, self.cols)
+        return min(self.high, self.rows) * min(self.wide, self.cols)
 
     def panels(self) -> Iterator[Panel]:
         """All panels, row by row."""
-        high, wide = self._sides
-        for row in range(0, self.rows, high):
-            for col in range(0, self.cols, wide):
-                yield Panel(row, min(high, self.rows - row), col, min(wide, self.cols - col))
+        for row in range(0, self.rows, self.high):
+            for col in range(0, self.cols, self.wide):
+                yield Panel(row, min(self.high, self.rows - row), col, min(self.wide, self.cols - col))
 
     def pieces(self, panel: Panel) -> Iterator[Piece]:
         """Where the weights of a panel lie: together if it is as wide as the matrix, else row by row."""
@@ -79,6 +76,15 @@ class Cut(NamedTuple):
             yield Piece(i * panel.cols, (panel.row + i) * self.cols + panel.col, panel.cols)
 
 
-def cut(shape: tuple[int, ...], *, is_blocked: bool) -> Cut:
-    """How a tensor is cut; without blocks its shape does not matter, and it counts as one row."""
-    return Cut(shape[0], shape[1], is_blocked=True) if is_blocked else Cut(1, numel_of(shape), is_blocked=False)
+def cut(shape: tuple[int, ...], storages: Iterable[str]) -> Cut:
+    """How a tensor is cut that is stored so by its sides; of plain numbers its shape does not matter, and it is one row."""
+    of = set(storages)
+    if not of.isdisjoint(FP8_BLOCKS):
+        rows, cols = shape
+        wide = max(1, min(cols, BLOCKED_COLS))
+        padded = -(-wide // BLOCK) * BLOCK  # kernels fill ragged blocks up
+        return Cut(rows, cols, BLOCK * max(1, BLOCKED_WEIGHTS // (BLOCK * padded)) if wide >= cols else BLOCK, wide)
+    if not of.isdisjoint(QUANTS):
+        cols = max(1, shape[-1] if shape else 1)
+        return Cut(numel_of(shape) // cols, cols, max(1, FLAT_WEIGHTS // cols), cols)
+    return Cut(1, numel_of(shape), 1, FLAT_WEIGHTS)

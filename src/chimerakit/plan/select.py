@@ -71,7 +71,7 @@ def _mixed_stacks(drafts: Iterable[Draft]) -> Iterator[str]:
         if len(found) > 1:
             yield (
                 f"{stack}: its experts lie in one tensor and would be of several types: "
-                f"{', '.join(f'{name} {dtype}' for dtype, name in found.items())}; take all of them from one parent"
+                f"{', '.join(f'{name} {dtype}' for dtype, name in found.items())}; take all of them from one parent, or say output: dtype"
             )
 
 
