@@ -62,3 +62,13 @@ def test_shares_that_give_bytes_by_chance_give_way() -> None:
     found = decide([*evidence, given(10, 0.7499998, FLOAT32), given(11, 0.75)])
     assert [each.mixture.shares["r1"] for each in found if each.mixture] == [0.75] * 12
     assert [each.mixture.encoder for each in found if each.mixture] == [FLOAT32] * 11 + [""]
+
+
+def test_shares_that_do_not_sum_to_1_give_way_to_such_as_nearly_give_it() -> None:
+    """Bytes by chance: where shares of few decimals that sum to 1 miss a number or two, another program used them."""
+    odd = Mixture({"v3": 0.5399, "r1": 0.4599}, {}, (), 1e-5)
+    near = Mixture({"v3": 0.54, "r1": 0.46}, {}, (), 1e-5, FLOAT32)
+    evidence = [*[copy(number) for number in range(60)], replace(missed(60, FLOAT32), mixture=odd, others=(near,))]
+    assert decide(evidence)[-1].mixture == near
+    whole = Mixture({"v3": 0.54001, "r1": 0.45999}, {}, (), 1e-5)
+    assert decide([*evidence[:-1], replace(evidence[-1], mixture=whole)])[-1].mixture == whole

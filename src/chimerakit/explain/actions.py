@@ -27,6 +27,8 @@ _NARROW = 1e-3
 """Ranges of shares no wider than this say something by themselves."""
 _VAGUE = 0.05
 """Estimates no wider than this do."""
+_EXACT = 1e-9
+"""How far from 1 a sum of decimals may be that is 1: what the base gets then is its share, to the last decimal."""
 _DIGITS = 6
 _ENDS = 12
 """Units that gradients are guessed from, at each end of the model."""
@@ -102,7 +104,7 @@ class Facts:
 
     def _mix(self, shares: Shares) -> Rule:
         """A mix in the words of a recipe: the base is left out where it gets the rest."""
-        if abs(math.fsum(shares.values()) - 1) <= SUM_TOLERANCE and _is_plain(shares):
+        if abs(math.fsum(shares.values()) - 1) <= _EXACT and _is_plain(shares):
             return Rule(mix={parent: share for parent, share in shares.items() if parent != self.stub.base})
         return Rule(mix=dict(shares), normalize=False)
 

@@ -4,6 +4,7 @@ A number that somebody changed looks like an encoder that rounds otherwise; but 
 chimerakit's arithmetic can't have used may, in a unit here and there, give the same bytes as another with more decimals.
 """
 
+import math
 from collections.abc import Sequence
 
 from msgspec.structs import replace
@@ -13,6 +14,8 @@ from chimerakit.numerics.cells import OTHERS
 
 _MOST = 0.95
 """The share of units for which an encoder must do, to have made the child."""
+_EXACT = 1e-9
+"""How far from 1 a sum of decimals may be that is 1."""
 _RARE = 0.2
 """The share of a component's units that somebody may have changed by hand."""
 
@@ -38,7 +41,15 @@ def decide(evidence: Sequence[Evidence]) -> list[Evidence]:
 
 
 def _is_missed(found: Evidence) -> bool:
-    return bool(found.others) and found.mixture is None
+    """Whether other arithmetic makes a unit that ours does not give, or gives by shares that are far-fetched: they don't sum to
+    1, where some that do give nearly all of its numbers."""
+    if not found.others:
+        return False
+    return found.mixture is None or (_is_whole(found.others[0]) and not _is_whole(found.mixture))
+
+
+def _is_whole(mixture: Mixture) -> bool:
+    return abs(math.fsum(mixture.shares.values()) - 1) <= _EXACT
 
 
 def _by(encoder: str, others: Sequence[Mixture]) -> Mixture:

@@ -18,7 +18,7 @@ from chimerakit.records import Role
 Bits = int
 K = TypeVar("K", bound=str | int)
 
-_MOST_LISTS = 600
+_MOST_LISTS = 4000
 """Beginnings of lists that are looked at, of each length."""
 _MOST_CELLS = 1 << 20
 """Cells in all of them together: where no two layers are alike, there is no rule to be found in boxes."""
