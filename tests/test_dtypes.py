@@ -10,7 +10,18 @@ import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chimerakit.dtypes import FP8_BLOCKS, MAX_NBYTES, MIXABLE, STORAGE_TYPES, nbytes_of, numel_of
+from chimerakit.dtypes import (
+    DECODABLE,
+    FP8_BLOCKS,
+    GGML_TYPES,
+    MAX_NBYTES,
+    MIXABLE,
+    QUANTS,
+    STORAGE_TYPES,
+    nbytes_of,
+    numel_of,
+    run_nbytes,
+)
 
 
 def test_the_names_and_their_order_are_those_of_the_format() -> None:
@@ -40,9 +51,20 @@ def test_types_that_numpy_does_not_pack_have_no_numpy_name() -> None:
 
 
 def test_what_can_be_mixed_is_stored_or_a_block() -> None:
-    """Each mixable storage is a storage type with a numpy name, or one of the block storages, which no tensor has."""
-    assert set(MIXABLE) == {"F32", "F16", "BF16", *FP8_BLOCKS}
+    """Plain floats, quants whose values can be had, or one of the block storages, which no tensor has."""
+    assert set(MIXABLE) == {"F32", "F16", "BF16", *FP8_BLOCKS, *DECODABLE}
     assert set(STORAGE_TYPES).isdisjoint(FP8_BLOCKS)
+    assert set(DECODABLE) <= QUANTS
+    assert set(GGML_TYPES) - QUANTS <= set(STORAGE_TYPES)
+
+
+@given(st.sampled_from(sorted(QUANTS)), st.lists(st.integers(0, 4), max_size=3), st.integers(0, 600))
+def test_quants_are_whole_blocks_of_a_row(dtype: str, shape: list[int], cols: int) -> None:
+    """As many bytes as blocks take; None where rows are no whole blocks."""
+    kind = GGML_TYPES[dtype]
+    expected = None if cols % kind.weights else math.prod(shape) * (cols // kind.weights) * kind.nbytes
+    assert nbytes_of(dtype, (*shape, cols)) == expected
+    assert run_nbytes(dtype, 5 * kind.weights) == 5 * kind.nbytes
 
 
 sides = st.integers(0, 9) | st.integers(2**31 - 2, 2**31 + 2) | st.integers(2**62, MAX_NBYTES)

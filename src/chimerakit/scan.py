@@ -46,6 +46,12 @@ class ScanUnit(Struct, frozen=True):
         """Bytes on all sides."""
         return sum(t.nbytes for side in self.sides.values() for t in side.tensors)
 
+    @property
+    def kind(self) -> tuple[tuple[int, ...], list[str]]:
+        """The shape of its first side, and how each side stores it."""
+        parts = list(self.sides.values())
+        return parts[0].tensors[0].shape, [part.storage for part in parts]
+
 
 class ScanJob(Struct, frozen=True):
     """Consecutive units, and where their bytes lie."""

@@ -124,7 +124,7 @@ def verify_table(
         }
         return _row(unit, tuple(parents), problems, inputs, report, codes=codes)
 
-    most = largest_panel(unit.shape for unit in units[CHILD].values())
+    most = largest_panel(unit.kind for unit in mine)
     threads = scan_threads_within(len(mine), most, len(sides), max_memory, threads or default_threads())
     found = {unit.name: row for unit, row in scan("comparing", ask, sides, mine, threads=threads, listener=listener)}
     missing = {name: tuple(u for u in units[name] if u not in units[CHILD]) for name in parents}

@@ -138,7 +138,7 @@ class _Pair:
         self, journal: Journal | None, threads: int | None, max_memory: int, listener: Listener
     ) -> list[UnitDifference]:
         """All units that can be compared, in their order."""
-        most = largest_panel(unit.sides[A].tensors[0].shape for unit in self._todo)
+        most = largest_panel(unit.kind for unit in self._todo)
         threads = scan_threads_within(len(self.there), most, 2, max_memory, threads or default_threads())
         jobs = cut_jobs(self.sides, self._todo)
         found = {unit.unit: unit for unit in _compare(jobs, journal, threads, listener)}

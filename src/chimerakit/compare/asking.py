@@ -63,7 +63,7 @@ def compare_routers(
         return []
     sizes = [(router.experts, router.hidden) for router in routers]
     read = [tensor.shape for tensor in states.layers.values()] if isinstance(states, RecordedStates) else []
-    weights = max(*map(numel_of, sizes), largest_panel(read))
+    weights = max(*map(numel_of, sizes), largest_panel((shape, ()) for shape in read))
     threads = scan_threads_within(len(units), weights, len(sides), max_memory, threads or default_threads())
 
     def compare(job: ScanJob, inputs: Inputs, report: Report) -> RouterDifference:

@@ -50,7 +50,7 @@ class Passes:
         self._spans = whole if sample is None else draw(list(self._mine.values()), CHILD, *sample)
         self._sample = sample
         self.num_layers = self._anatomies[CHILD].num_layers
-        most = largest_panel(unit.shape for unit in self._units[CHILD].values())
+        most = largest_panel(unit.kind for unit in self._mine.values())
         self._max_memory = max_memory
         self._threads = scan_threads_within(
             len(self._mine), most, len(self._sides), max_memory, threads or default_threads()

@@ -24,7 +24,7 @@ def take_censuses(
     """A census of every unit that can be decoded; each is read once."""
     unread = {name: why for name, unit in units.items() if (why := objection_to(anatomy, unit))}
     readable = [unit for unit in scan_units({_SIDE: units}) if unit.name not in unread]
-    most = largest_panel(unit.sides[_SIDE].tensors[0].shape for unit in readable)
+    most = largest_panel(unit.kind for unit in readable)
     threads = scan_threads_within(len(readable), most, 1, max_memory, threads or default_threads())
     sides = {_SIDE: anatomy.checkpoint}
     found = {u.name: c for u, c in scan("counting", _take_census, sides, readable, threads=threads, listener=listener)}

@@ -4,7 +4,7 @@ Numbers in blocks go by 128 rows, or some times that, as wide as the matrix unle
 some are encoded by what is in all of a row; any others by a run of weights in storage order. The cuts are fixed, so that sums over a tensor do not depend on threads or memory.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCKS, QUANTS, numel_of
@@ -17,14 +17,16 @@ FLAT_WEIGHTS = 1 << 20
 """Weights of a panel that knows no blocks."""
 
 
-def largest_panel(shapes: Iterable[tuple[int, ...]]) -> int:
-    """Weights of the largest panel of any tensor, however it is stored."""
-    kinds: list[Sequence[str]] = [(FP8_BLOCK,), _ANY_QUANT, ()]
-    cuts = (cut(shape, of) for shape in shapes for of in (kinds if len(shape) == 2 else kinds[1:]))
-    return max((each.most for each in cuts), default=0)
+def largest_panel(units: Iterable[tuple[tuple[int, ...], Iterable[str]]]) -> int:
+    """Weights of the largest panel of any unit. units: of each the shape, and the storages of its sides, of which a matrix may
+    be in blocks."""
+    return max((cut(shape, of).most for shape, storages in units for of in _storages(shape, storages)), default=0)
 
 
-_ANY_QUANT = ("Q8_0",)
+def _storages(shape: tuple[int, ...], storages: Iterable[str]) -> Iterator[Iterable[str]]:
+    yield (FP8_BLOCK,) if len(shape) == 2 else ()
+    if not QUANTS.isdisjoint(storages):
+        yield storages
 
 
 class Panel(NamedTuple):
