@@ -1,7 +1,6 @@
 """llama.cpp as an oracle: the build inside of xllamacpp, called through its C interface."""
 
 import ctypes
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,26 +63,3 @@ def decode(data: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float32]:
 def needs_importance(dtype: str) -> bool:
     """Whether llama.cpp encodes a type only by an imatrix."""
     return bool(library().ggml_quantize_requires_imatrix(GGML_TYPES[dtype].id))
-
-
-def complete(model: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    """Greedy tokens after each prompt (token ids) of a GGUF model."""
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model)
-    params.n_ctx, params.cpuparams.n_threads, params.warmup, params.verbosity = 512, 1, False, 0
-    server = xllamacpp.Server(params)
-    found = []
-    for prompt in prompts:
-        asked = {
-            "prompt": prompt,
-            "n_predict": max_tokens,
-            "temperature": 0,
-            "return_tokens": True,
-            "cache_prompt": False,
-        }
-        answer = server.handle_completions(asked)
-        answer = json.loads(answer) if isinstance(answer, str) else answer
-        found.append(answer)
-    return found

@@ -121,6 +121,9 @@ ONLY = {
     "ml_dtypes": ("numerics",),
     "torch": ("evaluate",),
     "transformers": ("evaluate",),
+    "xllamacpp": ("evaluate",),
+    "gguf": ("numerics",),
+    "libgguf": ("numerics",),
     "safetensors": (),  # formats/ reads and writes by itself; the tests compare
     "yaml": ("recipe", "card"),
     "jinja2": ("report",),
