@@ -6,6 +6,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from chimerakit.child import Child, sweep
+from chimerakit.dtypes import QUANTS
 from chimerakit.errors import OutputError
 from chimerakit.events import FileDone, JobDone, Listener, Report, Said, ignore, one_at_a_time
 from chimerakit.execute import Inputs, make_units, run_job
@@ -57,6 +58,7 @@ def merge_parents(
     check_output(plan, output, force=force, link=link)
     if not force and is_finished(output):
         return _is_there_already(plan, output, tell, sha256=sha256)
+    check_encoders(plan)
     child = Child(plan, output, force=force, allow_nonfinite=allow_nonfinite, sha256=sha256, link=link)
     try:
         jobs = make_jobs(plan, output.resolve(), linked=child.linked, allow_nonfinite=allow_nonfinite, sha256=sha256)
@@ -67,6 +69,16 @@ def merge_parents(
         return Merged(manifest, len(todo), len(done), sum(job.nbytes for job in todo))
     finally:
         child.close()
+
+
+def check_encoders(plan: Plan) -> None:
+    """Refuse to begin what needs a package that is not installed. Raises MissingExtraError."""
+    storages = {row.storage for row in plan.rows if row.kind != "copy"} & QUANTS
+    if storages:
+        from chimerakit.numerics.ggml import check_libgguf, needs_libgguf
+
+        if any(needs_libgguf(storage, with_importance=False) for storage in storages):
+            check_libgguf()
 
 
 def check_finished(plan: Plan, output: Path) -> None:

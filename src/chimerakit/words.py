@@ -37,6 +37,14 @@ def _scaled(number: int, endings: Sequence[str]) -> str:
     return f"{size:,.{min(power, 1)}f}{endings[power]}"
 
 
+def say_seconds(number: float) -> str:
+    """A time: 0.4 s, 12 s, 3.5 minutes, 60 hours."""
+    for unit, size in ((" hours", 3600), (" minutes", 60)):
+        if number >= 2 * size:
+            return f"{number / size:,.{0 if number >= 20 * size else 1}f}{unit}"
+    return f"{number:.{0 if number >= 10 else 1}f} s"
+
+
 def say_many(number: int, what: str) -> str:
     """A number of things: 1 unit, 2,000 units."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

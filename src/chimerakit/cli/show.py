@@ -11,12 +11,13 @@ import msgspec
 from msgspec import Struct
 
 from chimerakit.errors import printable
+from chimerakit.plan.encoding import encoded_weights, encoding_seconds
 from chimerakit.plan.memory import peak_memory, threads_within
 from chimerakit.plan.ranges import copy_runs
 from chimerakit.records import Findings, Plan, RuleSummary
 from chimerakit.runners.local import default_threads
 from chimerakit.stores.part import free_nbytes
-from chimerakit.words import say_nbytes
+from chimerakit.words import say_count, say_nbytes, say_seconds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,6 +86,10 @@ class PlanView(Struct, frozen=True):
     jobs_at_a_time: int
     peak_memory: int
     """Bytes at most, with so many jobs at a time."""
+    encoded: dict[str, int]
+    """Weights that are rounded to each quant."""
+    encoding_seconds: float
+    """About how long that takes."""
     edits: dict[str, str]
     """Files that are not copies, and what was changed."""
     notes: tuple[str, ...]
@@ -93,6 +98,7 @@ class PlanView(Struct, frozen=True):
 def plan_view(plan: Plan, output: Path | None, threads: int | None, max_memory: int) -> PlanView:
     """The view of a plan. Raises PlanError where the memory is not enough for one job."""
     threads = threads_within(plan, max_memory, threads or default_threads())
+    encoded = encoded_weights((row.kind, row.storage, row.outputs[0].shape) for row in plan.rows)
     return PlanView(
         plan=plan.digest,
         family=plan.family,
@@ -105,6 +111,8 @@ def plan_view(plan: Plan, output: Path | None, threads: int | None, max_memory: 
         jobs=len(plan.segments),
         jobs_at_a_time=threads,
         peak_memory=peak_memory(plan, threads),
+        encoded=dict(encoded),
+        encoding_seconds=round(encoding_seconds(encoded, threads), 1),
         edits={f.name: f.edit for f in plan.files if f.edit is not None},
         notes=plan.notes,
     )
@@ -134,6 +142,9 @@ def print_plan(view: PlanView) -> None:
     print(f"\nchild: {view.weight_files} weight files, {say_nbytes(view.output_nbytes)} on disk{free}")
     print(f"copied: {view.copy_ranges} ranges of bytes; {view.jobs} jobs, {view.jobs_at_a_time} at a time")
     print(f"peak memory: {say_nbytes(view.peak_memory)} at most")
+    if view.encoded:
+        said = ", ".join(f"{say_count(count)} weights in {dtype}" for dtype, count in view.encoded.items())
+        print(f"encoded: {said}: about {say_seconds(view.encoding_seconds)} with a core for each job")
     for name, edit in view.edits.items():
         print(printable(f"edited: {name}: {edit}"))
     for note in view.notes:

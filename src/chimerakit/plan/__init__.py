@@ -23,6 +23,7 @@ from chimerakit.errors import PlanError
 from chimerakit.numerics import VERSION as NUMERICS
 from chimerakit.plan.deltas import Distances
 from chimerakit.plan.drafts import Draft
+from chimerakit.plan.encoding import encoded_weights, note_few_bits
 from chimerakit.plan.files import plan_files
 from chimerakit.plan.gguf import place_gguf
 from chimerakit.plan.keys import differing_keys
@@ -245,6 +246,7 @@ def _notes(recipe: Recipe, anatomies: Mapping[str, Anatomy], drafts: list[Draft]
             notes.append(
                 f"{name!r} differs from the base in {' and '.join(unlike)}; output: can choose whose the child gets"
             )
+    notes += note_few_bits(encoded_weights((d.kind, d.storage, d.tensors[0].shape) for d in drafts))
     convertible = [d for d in drafts if d.role.convertible and recipe.output.dtype != "keep"]
     if kept := [d.name for d in convertible if d.storage not in MIXABLE]:
         notes.append(f"{len(kept)} units can't be converted and stay as they are stored: {_some(kept)}")
