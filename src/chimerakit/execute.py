@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from chimerakit.dtypes import BLOCK, FP8_BLOCKS, run_nbytes
+from chimerakit.dtypes import BLOCK, FP8_BLOCKS, QUANTS, nbytes_of, run_nbytes
 from chimerakit.errors import NonFiniteError
 from chimerakit.events import Report
 from chimerakit.plan.panels import Cut, Panel, cut
 from chimerakit.plan.ranges import copy_runs
-from chimerakit.records import Header, Input, Job, Made, Outcome, Plan, Receipt, Row
+from chimerakit.records import Arrangement, Header, Input, Job, Made, Outcome, Plan, Receipt, Row
 from chimerakit.sinks import Digests, Files, Sink
 from chimerakit.stores.digest import digest_of
 from chimerakit.stores.direct import DirectReader
@@ -161,12 +161,32 @@ def _copy(rows: Iterable[Row], inputs: Inputs, sink: Sink) -> None:
 
 def _compute(row: Row, inputs: Inputs, sink: Sink, allow_nonfinite: bool) -> Result:
     """Make a unit that is mixed or converted, or turns out to need neither."""
+    if row.inputs[0].arrangement is not None:
+        return _rearrange(row, row.inputs[0], row.inputs[0].arrangement, inputs, sink)
     if row.if_equal is not None and _are_equal(row, inputs):
         if row.if_equal == "copy":
             _copy((row,), inputs, sink)
             return Result("equal", None, 0)
         return _mix(row, (replace(row.inputs[0], share=1.0),), inputs, sink, "equal", allow_nonfinite)
     return _mix(row, row.inputs, inputs, sink, "converted" if row.kind == "convert" else "mixed", allow_nonfinite)
+
+
+def _rearrange(row: Row, part: Input, arrangement: Arrangement, inputs: Inputs, sink: Sink) -> Result:
+    """Move a unit's numbers out of another layout; none is changed."""
+    import numpy as np
+
+    from chimerakit.numerics.rearrange import part_of, whole_of
+
+    data = [np.frombuffer(inputs.reader(part.parent, t.file).read(t.start, t.nbytes), np.uint8) for t in part.tensors]
+    width = nbytes_of(row.storage, (1,)) if arrangement.is_transposed and row.storage not in QUANTS else None
+    if arrangement.part == "whole":
+        found = whole_of(data[0], data[1], arrangement.heads, arrangement.rows, width)
+    else:
+        number = 0 if arrangement.part == "first" else 1
+        whole = data[0].reshape(part.tensors[0].shape[0], -1)
+        found = part_of(whole, arrangement.heads, arrangement.rows, number, width if number == 0 else None)
+    sink.write(row.outputs[0], 0, found.data)
+    return Result("converted", None, 0)
 
 
 def _are_equal(row: Row, inputs: Inputs) -> bool:

@@ -153,6 +153,18 @@ class Role(Struct, frozen=True, gc=False):
     """Whether the family stores it in FP8 blocks."""
 
 
+class Arrangement(Struct, frozen=True, gc=False):
+    """How a unit is made of what another layout stores: rows of each head of one matrix, or that of two tensors of them."""
+
+    part: Literal["first", "second", "whole"]
+    """What the unit is: the first or second rows of each head of the tensor that is there, or the whole of two that are."""
+    heads: int
+    rows: tuple[int, int]
+    """Of the first and of the second, for each head."""
+    is_transposed: bool
+    """Whether the first is stored transposed, head by head."""
+
+
 class Unit(Struct, frozen=True, gc=False):
     """A tensor with the companions that it can't be read without."""
 
@@ -160,7 +172,8 @@ class Unit(Struct, frozen=True, gc=False):
     storage: str
     """A storage that numerics can decode (`dtypes.MIXABLE`), or the plain dtype of the first tensor."""
     tensors: tuple[Tensor, ...]
-    """The weight first."""
+    """The weight first; with an arrangement, what it is made of."""
+    arrangement: Arrangement | None = None
 
     @property
     def name(self) -> str:
@@ -271,6 +284,7 @@ class Input(Struct, frozen=True, gc=False):
     """lambda; 1 for a unit that is taken whole."""
     storage: str
     tensors: tuple[Tensor, ...]
+    arrangement: Arrangement | None = None
 
 
 class Row(Struct, frozen=True, gc=False):

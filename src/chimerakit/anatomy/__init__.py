@@ -6,19 +6,20 @@ file. A name that no line of the table fits is `other` and marked unknown: it is
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct, convert
 
 from chimerakit.anatomy.routing import Routing, RoutingTable
 from chimerakit.dtypes import BLOCK, FP8_BLOCK, FP8_BLOCK_UE8M0, FP8_BLOCKS, blocks_of
 from chimerakit.errors import CheckpointError
-from chimerakit.records import Checkpoint, Component, Role, Tensor, Unit
+from chimerakit.records import Arrangement, Checkpoint, Component, Role, Tensor, Unit
 
+_Part = Literal["first", "second", "whole"]
 _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,8})(?=\.)|(?<=\[)(?:0|[1-9][0-9]{0,8})(?=\]$)")
 """As a model writes it. Other digits, or zeros before it, would make two names of one."""
 
@@ -34,6 +35,18 @@ class Line(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether `output.dtype` may store them otherwise."""
     fp8: bool = False
     """Whether the family stores them in FP8 blocks when it uses FP8."""
+
+
+class Layout(Struct, frozen=True, forbid_unknown_fields=True):
+    """Tensors that some files have in one matrix and others in two, by their names with {layer}, and {expert}."""
+
+    whole: str
+    first: str
+    second: str
+    is_transposed: bool = False
+    """Whether the first of the two is stored transposed, head by head."""
+    is_of_heads: bool = False
+    """Whether the two take turns in the whole's rows, head by head; the second tells the number of heads."""
 
 
 class Meaning(Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +72,8 @@ class Family(Struct, frozen=True, forbid_unknown_fields=True):
     """What is added to a weight's name to get its scale's; nothing where no weight has one."""
     tensors: list[Line]
     config: dict[str, Meaning]
+    layouts: list[Layout] = []
+    """Of tensors that are not always cut in the same way."""
     experts_per_token: str = ""
     """The config key with the number of routed experts that a token is sent to."""
     mtp_layers: str = ""
@@ -218,6 +233,24 @@ class Anatomy:
             (weight,) if scale is None else (weight, scale),
         )
 
+    def rearranged(self, like: Unit) -> Unit | None:
+        """A unit that this checkpoint stores in another layout, put together as `like` is; None if it can't be."""
+        for layout in self.family.layouts:
+            names: dict[_Part, str] = {"whole": layout.whole, "first": layout.first, "second": layout.second}
+            names = {part: _numbered(name, like) for part, name in names.items()}
+            part = next((part for part, name in names.items() if name == like.name), None)
+            if part is None:
+                continue
+            others: tuple[_Part, ...] = ("first", "second") if part == "whole" else ("whole",)
+            there = {n: self.checkpoint.tensors[names[n]] for n in others if names[n] in self.checkpoint.tensors}
+            if len(there) < len(others):
+                continue
+            arrangement = _arrange(layout, part, {part: like.shape} | {n: tensor.shape for n, tensor in there.items()})
+            if arrangement is not None:
+                storages = dict.fromkeys(tensor.dtype for tensor in there.values())
+                return Unit(like.role, " and ".join(storages), tuple(there.values()), arrangement)
+        return None
+
     def _is_companion(self, name: str) -> bool:
         """Whether a tensor belongs to a weight; the scale of a scale does not, or it would be in no unit."""
         suffix, is_companion = self.family.companion, False
@@ -247,6 +280,31 @@ class Anatomy:
             if (size := self._quantization.get("weight_block_size", [BLOCK, BLOCK])) != [BLOCK, BLOCK]:
                 return f"{unit.name} has blocks of {size}; only [{BLOCK}, {BLOCK}] is known"
         return None
+
+
+def _numbered(name: str, like: Unit) -> str:
+    return name.replace("{layer}", str(like.role.layer)).replace("{expert}", str(like.role.expert))
+
+
+def _arrange(layout: Layout, part: _Part, shapes: Mapping[_Part, tuple[int, ...]]) -> Arrangement | None:
+    """How a unit that is some part is made of the others; None if their shapes, or its own, don't allow it."""
+    whole, cut = shapes["whole"], shapes["second"] if "second" in shapes else shapes["first"]
+    if len(whole) != 2 or len(cut) != 2 + layout.is_of_heads:
+        return None
+    heads = cut[0] if layout.is_of_heads else 1
+    if not heads or whole[0] % heads:
+        return None
+    own = cut[-1] if layout.is_transposed and "second" not in shapes else cut[-2]
+    rest = whole[0] // heads - own
+    rows = (rest, own) if "second" in shapes else (own, rest)
+    of_heads = (heads,) * layout.is_of_heads
+    expected: dict[_Part, tuple[int, ...]] = {
+        "whole": whole,
+        "first": (*of_heads, *((whole[1], rows[0]) if layout.is_transposed else (rows[0], whole[1]))),
+        "second": (*of_heads, rows[1], whole[1]),
+    }
+    fits = min(rows) > 0 and all(expected[each] == shape for each, shape in shapes.items())
+    return Arrangement(part, heads, rows, layout.is_transposed) if fits else None
 
 
 def config_meaning(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:

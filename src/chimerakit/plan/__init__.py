@@ -277,7 +277,16 @@ def _decisions(recipe: Recipe, parents: Mapping[str, Checkpoint], layout: Layout
     shards = {name: [(s.name, s.nbytes, s.header_digest) for s in c.shards] for name, c in parents.items()}
     yield b"[" + b",".join(map(encode, (recipe_to_data(recipe), shards, layout.shards, files))) + b",["
     for number, row in enumerate(layout.rows):
-        inputs = [(i.parent, i.share, i.storage, [(t.file, t.start, t.nbytes) for t in i.tensors]) for i in row.inputs]
+        inputs = [
+            (
+                i.parent,
+                i.share,
+                i.storage,
+                [(t.file, t.start, t.nbytes) for t in i.tensors],
+                *filter(None, (i.arrangement,)),
+            )
+            for i in row.inputs
+        ]
         text = encode((row.kind, row.storage, row.if_equal, inputs, row.outputs))
         yield text if number == 0 else b"," + text
     yield b"]," + encode(NUMERICS) + b"]"

@@ -48,9 +48,14 @@ def draft_unit(
     of: Format,
 ) -> Draft | str:
     """One unit's row without a place, or why there can be none."""
-    inputs = tuple(Input(name, parts[name], sources[name].storage, sources[name].tensors) for name in parts)
+    inputs = tuple(
+        Input(name, parts[name], sources[name].storage, sources[name].tensors, sources[name].arrangement)
+        for name in parts
+    )
     if not inputs:
         return f"{unit.name}: all shares are 0"
+    if any(part.arrangement is not None for part in inputs):
+        return _rearranged(recipe, unit, rule, inputs)
     # Quants differ from file to file: what is taken whole keeps its own type, as GGUF's types stand with each tensor.
     is_taken = len(inputs) == 1 and inputs[0].share == 1
     like = sources[inputs[0].parent] if is_taken and of == "gguf" else unit
@@ -71,6 +76,24 @@ def draft_unit(
         return f"{unit.name} would be encoded in {storage}, which can't be done without an imatrix"
     if_equal = _if_equal(inputs, is_stored_alike) if kind == "mix" else None
     return Draft(unit.name, unit.role, rule, kind, inputs, storage, tensors, if_equal)
+
+
+def _rearranged(recipe: Recipe, unit: Unit, rule: int | None, inputs: tuple[Input, ...]) -> Draft | str:
+    """A unit that a parent stores in another layout: its numbers as they are, at other places."""
+    part = next(part for part in inputs if part.arrangement is not None)
+    there, arrangement = " and ".join(tensor.name for tensor in part.tensors), part.arrangement
+    if len(inputs) > 1 or part.share != 1 or recipe.output.dtype != "keep":
+        return f"{unit.name} lies in {there} in {part.parent!r}: from another layout it can be taken whole, not mixed or converted"
+    if len({tensor.dtype for tensor in part.tensors}) > 1:
+        return f"{unit.name} is one tensor, but {there} in {part.parent!r} are stored as {part.storage}"
+    is_moved = arrangement is not None and (arrangement.part == "second" or not arrangement.is_transposed)
+    if part.storage in QUANTS and not is_moved:
+        return (
+            f"{unit.name} is a transpose of what {part.parent!r} has in {there}, stored as {part.storage}: blocks of a row can't be "
+            "turned without rounding; take it from a parent of the base's layout, or in F32, F16 or BF16"
+        )
+    tensors = (_unplaced(unit.name, part.storage, unit.shape),)
+    return Draft(unit.name, unit.role, rule, "convert", inputs, part.storage, tensors, None)
 
 
 def _is_decodable(unit: Unit) -> bool:

@@ -66,6 +66,8 @@ def _needs(plan: Plan) -> tuple[int, int]:
 def _panel_nbytes(row: Row) -> int:
     """Each parent's panel, the float32 sum, its scaled copy and its encoding; and all block scales of the unit."""
     weights = numel_of(row.outputs[0].shape)
+    if row.inputs[0].arrangement is not None:
+        return 4 * row.nbytes + sum(tensor.nbytes for tensor in row.inputs[0].tensors)
     storages = {row.storage, *(part.storage for part in row.inputs)}
     most = cut(row.outputs[0].shape, storages).most
     scales = 4 * weights // BLOCK**2 if not storages.isdisjoint(FP8_BLOCKS) else 0

@@ -80,7 +80,9 @@ def _sources(unit: Unit, parts: Iterable[str], base: str, anatomies: Mapping[str
     sources = {}
     for name in parts:
         # Parents are of one family and have as many layers and experts, so a name means the same in all of them.
-        source = unit if name == base else anatomies[name].unit(unit.name, unit.role)
+        source = (
+            unit if name == base else anatomies[name].unit(unit.name, unit.role) or anatomies[name].rearranged(unit)
+        )
         if source is not None:
             sources[name] = source
     return sources
@@ -90,9 +92,11 @@ def _objections(unit: Unit, sources: Mapping[str, Unit], anatomies: Mapping[str,
     found = [
         f"{unit.name} has another shape in {name!r}: {list(source.shape)}, in the base {list(unit.shape)}"
         for name, source in sources.items()
-        if source.shape != unit.shape
+        if source.arrangement is None and source.shape != unit.shape
     ]
     for name, source in sources.items():
+        if source.arrangement is not None:
+            continue
         if (objection := anatomies[name].objection(source)) is not None:
             found.append(f"{name!r}: {objection}")
         elif len(unit.tensors) == len(source.tensors) == 2 and unit.tensors[1].shape != source.tensors[1].shape:
