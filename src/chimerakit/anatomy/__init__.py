@@ -6,7 +6,7 @@ file. A name that no line of the table fits is `other` and marked unknown: it is
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from itertools import product

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from chimerakit.explain.actions import Facts, Model, Resolve
 from chimerakit.explain.evidence import Evidence
 from chimerakit.explain.fold import Selector, Taken, fold
+from chimerakit.formats.gguf import stack_of
 from chimerakit.records import COMPONENTS, Component, Recipe, Role, Rule, Span
 
 Measure = Callable[[str, str, Collection[str]], Mapping[str, float]]
@@ -140,8 +141,8 @@ def _exactly(name: str) -> str:
 
 
 def _pattern(name: str, role: Role) -> str:
-    """The glob of a unit's name without the numbers of its layer and expert."""
-    name = _exactly(name)
+    """The glob of a unit's name without the numbers of its layer and expert; of a slice that of its stack, as rules name it."""
+    name = _exactly(stack_of(name) or name)
     for number in (role.layer, role.expert):
         if number is not None:
             name = re.sub(rf"\.{number}(?=\.)", ".*", name, count=1)
