@@ -27,7 +27,7 @@ ROOMS = (
     {"report"},
     {"sweep"},
     {"evaluate"},
-    {"verify", "table", "explain", "compare", "inspect", "deltas"},
+    {"verify", "table", "explain", "compare", "inspect", "deltas", "imatrix"},
     {"scan"},
     {"merge"},
     {"child", "output", "card"},

@@ -49,6 +49,14 @@ class Layout(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the two take turns in the whole's rows, head by head; the second tells the number of heads."""
 
 
+class Feed(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the inputs of a tensor come from, by names with {layer} and {expert}."""
+
+    to: str
+    by: list[str]
+    """Those of them that a model has."""
+
+
 class Meaning(Struct, frozen=True, forbid_unknown_fields=True):
     """A config value that changes what the tensors mean, so that parents must agree on it."""
 
@@ -74,6 +82,8 @@ class Family(Struct, frozen=True, forbid_unknown_fields=True):
     config: dict[str, Meaning]
     layouts: list[Layout] = []
     """Of tensors that are not always cut in the same way."""
+    feeds: list[Feed] = []
+    """Whose outputs are whose inputs, for those of which it matters."""
     experts_per_token: str = ""
     """The config key with the number of routed experts that a token is sent to."""
     mtp_layers: str = ""

@@ -25,6 +25,7 @@ from chimerakit.cli.flags import (
     check_new,
     nbytes_of,
     parents_of,
+    paths_of,
     plan_of,
 )
 from chimerakit.errors import RecipeError
@@ -230,6 +231,37 @@ def explain(
         lambda: explained.print_explanation(found, detail=detail),
         ok=found.is_explained,
     )
+
+
+@app.command()
+def imatrix(
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.gguf", help="The file to write.")],
+    recipe: RecipeFile = None,
+    parent: ParentPaths = None,
+    base: Base = None,
+    take: Takes = None,
+    mix: Mixes = None,
+    dtype: Dtype = None,
+    differences: Differences = None,
+    matrix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--imatrix", metavar="NAME=PATH", help="A parent's importance matrix: GGUF, or a legacy .dat file."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a GGUF child's importance matrix together from its parents', for llama-quantize."""
+    from chimerakit.cli import blended
+    from chimerakit.formats.imatrix import encode_imatrix, read_imatrix
+    from chimerakit.imatrix import blend_imatrix
+    from chimerakit.stores.part import write_file
+
+    check_new(output, "choose another name for the importance matrix")
+    given = {name: read_imatrix(path) for name, path in paths_of(matrix, "--imatrix").items()}
+    found = blend_imatrix(plan_of(recipe, parent, base, take, mix, dtype, differences), given)
+    write_file(output, encode_imatrix(found.imatrix))
+    _end(as_json, lambda: blended.imatrix_view(found, output), lambda: blended.print_imatrix(found, output))
 
 
 @app.command()

@@ -67,7 +67,7 @@ def plan_of(
     from chimerakit.plan import make_plan
     from chimerakit.recipe import load_recipe, locate_parents, recipe_from_flags
 
-    given = _paths_of(parent)
+    given = paths_of(parent)
     if recipe is None:
         wanted = recipe_from_flags(tuple(given), base, take or (), mix or (), dtype)
         folder = Path()
@@ -87,7 +87,7 @@ def plan_of(
 
 def parents_of(parent: list[str] | None) -> "dict[str, Checkpoint]":
     """The parents that are given by name and place, opened."""
-    return _open_all(_paths_of(parent))
+    return _open_all(paths_of(parent))
 
 
 def nbytes_of(text: str, flag: str = "--max-memory") -> int:
@@ -105,14 +105,15 @@ def check_new(file: Path, do: str) -> None:
         raise OutputError(what, where=file, do=do)
 
 
-def _paths_of(parent: list[str] | None) -> dict[str, Path]:
+def paths_of(given: list[str] | None, flag: str = "--parent") -> dict[str, Path]:
+    """Names and places as `NAME=PATH` gives them."""
     found: dict[str, Path] = {}
-    for text in parent or ():
+    for text in given or ():
         name, _, path = text.partition("=")
         if not name or not path:
-            raise RecipeError("can't be read", where=f"--parent {text}", expected="--parent NAME=PATH")
+            raise RecipeError("can't be read", where=f"{flag} {text}", expected=f"{flag} NAME=PATH")
         if name in found:
-            raise RecipeError("is given twice", where=f"--parent {name}")
+            raise RecipeError("is given twice", where=f"{flag} {name}")
         found[name] = Path(path).expanduser()
     return found
 
