@@ -225,6 +225,7 @@ def info(name: bytes, dims: list[int], kind: int = 0, offset: int = 0) -> bytes:
 KEY = string(b"k") + struct.pack("<I", 4) + struct.pack("<I", 1)
 WRONG: dict[str, tuple[list[bytes], list[bytes], bytes]] = {
     "has the key 'k' twice": ([KEY, KEY], [], b""),
+    "has a key without a name": ([string(b"") + KEY[9:]], [], b""),
     "a key is not UTF-8": ([string(b"\xff") + KEY[9:]], [], b""),
     "'k' is not UTF-8 text": ([string(b"k") + struct.pack("<I", 8) + string(b"\xe4")], [], b""),
     "a text of 'k' is not UTF-8": (

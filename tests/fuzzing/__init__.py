@@ -2,6 +2,7 @@
 
 trees.py       JSON and YAML trees that can say a key twice, and random changes of them
 headers.py     safetensors files          test_headers.py      beside the reference reader
+gguf.py        GGUF files                 test_gguf.py         beside llama.cpp's reader and gguf-py's
 recipes.py     recipes                    test_recipes.py      a stable recipe, or one clear error
 manifests.py   manifests of a real child  test_manifests.py    findings, or one clear error
 

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from chimerakit.dtypes import GGML_TYPES, MAX_NBYTES, nbytes_of
+from chimerakit.dtypes import GGML_TYPES, MAX_NBYTES, nbytes_of, numel_of
 from chimerakit.errors import CheckpointError
 from chimerakit.records import Field, Tensor
 from chimerakit.stores.digest import digest_of
@@ -173,6 +173,8 @@ def _parse_fields(text: _Text, count: int) -> tuple[dict[str, Any], list[Field]]
     for _ in range(count):
         start = text.at
         key = text.string("a key")
+        if not key:
+            raise text.error("has a key without a name")
         # Readers disagree on which of two counts.
         if key in values:
             raise text.error(f"has the key {key!r} twice")
@@ -264,7 +266,9 @@ def _place(infos: list[_Info], name: str, start: int, file_nbytes: int, alignmen
         if info.name in names:
             raise text.error(f"the tensor {info.name!r} is there twice")
         names.add(info.name)
-        nbytes = nbytes_of(info.dtype, info.shape) if max(info.shape, default=0) <= MAX_NBYTES else None
+        # Sides that overflow are no shape, though another one is 0.
+        is_possible = numel_of(tuple(max(1, side) for side in info.shape)) < MAX_NBYTES
+        nbytes = nbytes_of(info.dtype, info.shape) if is_possible else None
         if nbytes is None:
             raise text.error(f"{info.name!r} has an impossible shape", found=f"{info.dtype} {list(info.shape)}")
         expected = -(-end // alignment) * alignment
