@@ -11,8 +11,10 @@ import pytest
 from gguf import GGUFReader
 from gguf.quants import dequantize
 
+from chimerakit.demo import run_demo
 from chimerakit.errors import CheckpointError
 from chimerakit.evaluate.backends import load_backend
+from chimerakit.events import ignore
 from chimerakit.explain import explain_child
 from chimerakit.formats import open_checkpoint
 from chimerakit.inspect import inspect_checkpoint
@@ -196,3 +198,12 @@ def test_a_file_that_llama_cpp_refuses_is_named(family: dict[str, dict[str, Path
     (tmp_path / "m.gguf").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"llama\.cpp can't load it"):
         load_backend(tmp_path / "m.gguf", max_new_tokens=1)
+
+
+@pytest.mark.slow
+def test_the_tour_of_quantised_parents_proves_its_children(tmp_path: Path) -> None:
+    """`chimerakit demo --gguf` on a few problems: the picked child reasons as R1-like does."""
+    shown = run_demo(FAMILY, tmp_path, num_problems=10, threads=2, listener=ignore, gguf=True)
+    assert shown.ok
+    traces = {row.name: row.measurement.trace_share for row in shown.rows}
+    assert traces == {"v3-like-q4_k_m": 0, "r1-like-q4_k_m": 1, "r1t": 1, "three-quarters": traces["three-quarters"]}

@@ -3,15 +3,18 @@
 FAMILY/v3-like  r1-like  ...    the parents, in BF16 and in FP8
 FAMILY/recipes/*.yaml           one child each, in the order of their names
 FAMILY/problems.jsonl           problems that no parent was trained on
+FAMILY/to_gguf.py               makes GGUF files of the parents, for the tour of quantised ones
 """
 
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from chimerakit.errors import CheckpointError
-from chimerakit.evaluate.backends import load_transformers
+from chimerakit.evaluate.backends import load_backend
 from chimerakit.evaluate.measure import Measurement, measure
 from chimerakit.evaluate.problems import Problem, load_problems
 from chimerakit.events import Event, Listener, Said
@@ -25,6 +28,9 @@ from chimerakit.verify import verify_child
 PARENTS = ("v3-like", "r1-like")
 _MAX_NEW_TOKENS = 160
 _BATCH = 100
+_QUANT = "Q4_K_M"
+_IN_GGUF = ("r1t", "three-quarters")
+"""Recipes that are shown with quantised parents."""
 
 
 class DemoRow(Struct, frozen=True):
@@ -65,23 +71,55 @@ def find_family(path: Path | None) -> Path:
 
 
 def run_demo(
-    family: Path, output: Path, *, num_problems: int, threads: int | None, listener: Listener, only: Sequence[str] = ()
+    family: Path,
+    output: Path,
+    *,
+    num_problems: int,
+    threads: int | None,
+    listener: Listener,
+    only: Sequence[str] = (),
+    gguf: bool = False,
 ) -> Demo:
-    """Do everything; children go to `output`, one folder each. `only`: names of the models that shall answer, else all."""
+    """Do everything; children go to `output`, one folder each. `only`: names of the models that shall answer, else all.
+
+    gguf: with parents in Q4_K_M, which are made first; the engine is llama.cpp.
+    """
     problems = load_problems(family / "problems.jsonl", num_problems)
+    parents_by_name = dict(_make_gguf(family, output, listener)) if gguf else {name: family / name for name in PARENTS}
     rows = [
-        _answers(name, None, None, family / name, problems, listener) for name in PARENTS if not only or name in only
+        _answers(name, None, None, path, problems, listener)
+        for name, path in parents_by_name.items()
+        if not only or name in only
     ]
+    given = {name.partition("-")[0]: path for name, path in parents_by_name.items()} if gguf else {}
     for file in sorted((family / "recipes").glob("*.yaml")):
         name = file.stem.partition("-")[2]
-        if only and name not in only:
+        if (only and name not in only) or (gguf and name not in _IN_GGUF):
             continue
-        recipe, paths = locate_parents(load_recipe(file), {}, file.parent)
+        recipe, paths = locate_parents(load_recipe(file), given, file.parent)
         parents = {parent: open_checkpoint(path) for parent, path in paths.items()}
         merge_parents(make_plan(recipe, parents), output / name, threads=threads, force=True, listener=listener)
         proof = verify_child(output / name, parents, threads=threads, listener=listener)
         rows.append(_answers(name, _say(recipe), proof, output / name, problems, listener))
     return Demo(len(problems), tuple(rows), tuple(_conclusions(rows)))
+
+
+def _make_gguf(family: Path, output: Path, listener: Listener) -> Iterator[tuple[str, Path]]:
+    """The parents in Q4_K_M, quantised by llama.cpp's code."""
+    folder = output / "parents"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in PARENTS:
+        file = folder / f"{name}-q4_k_m.gguf"
+        listener(Said(f"{file.name}: made of {name}"))
+        command = [sys.executable, str(family / "to_gguf.py"), str(family / name), str(file), "--type", _QUANT]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CheckpointError(
+                f"can't be made: {done.stderr.strip().splitlines()[-1]}",
+                where=file,
+                do="pip install 'chimerakit[eval,gguf-quant]'",
+            )
+        yield file.stem, file
 
 
 def _say(recipe: Recipe) -> str:
@@ -96,7 +134,7 @@ def _answers(
     problems: Sequence[Problem],
     listener: Listener,
 ) -> DemoRow:
-    backend = load_transformers(path, max_new_tokens=_MAX_NEW_TOKENS)
+    backend = load_backend(path, max_new_tokens=_MAX_NEW_TOKENS)
     measurement = measure(name, backend, problems, batch=_BATCH, listener=listener)
     row = DemoRow(name, recipe, proof, measurement)
     listener(_line(row))
@@ -119,7 +157,7 @@ def _conclusions(rows: Sequence[DemoRow]) -> list[str]:
     children = [row for row in rows if row.proof is not None]
     proven = [row for row in children if row.proof is not None and row.proof.ok]
     said.append(f"{len(proven)} of {len(children)} children are proven against their parents ({tensors:,} statements).")
-    if (r1 := by_name.get("r1-like")) is not None:
+    if (r1 := next((m for name, m in by_name.items() if name.startswith("r1-like")), None)) is not None:
         for row in children:
             m = row.measurement
             tokens = m.output_tokens / r1.output_tokens - 1 if r1.output_tokens else 0.0

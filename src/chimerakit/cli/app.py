@@ -370,6 +370,7 @@ def demo(
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the children go.")] = Path("demo-out"),
     problems: Annotated[int, typer.Option(min=1, help="Held-out problems that each model answers.")] = 200,
+    gguf: Annotated[bool, typer.Option("--gguf", help="With the parents in Q4_K_M, in llama.cpp.")] = False,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
     quiet: Quiet = False,
@@ -380,7 +381,9 @@ def demo(
     from chimerakit.demo import find_family, run_demo
 
     with watching(quiet=quiet) as listener:
-        shown = run_demo(find_family(family), output, num_problems=problems, threads=threads, listener=listener)
+        shown = run_demo(
+            find_family(family), output, num_problems=problems, threads=threads, listener=listener, gguf=gguf
+        )
     if as_json:
         show.print_json({"ok": shown.ok, "demo": shown})
     else:
