@@ -135,7 +135,7 @@ def parse_header(
             do="get the file again",
         )
     values, fields = _parse_fields(text, num_keys)
-    alignment = _alignment(values, text)
+    alignment = _alignment(values, fields, text)
     infos = [_parse_info(text) for _ in range(num_tensors)]
     nbytes = -(-text.at // alignment) * alignment
     said = {**values, **model}
@@ -223,12 +223,14 @@ def _parse_array(text: _Text, key: str) -> tuple[Any, str]:
     return {"list": _KINDS[code], "length": count, "xxh3": digest_of(text.data[start : text.at])}, kind
 
 
-def _alignment(values: dict[str, Any], text: _Text) -> int:
+def _alignment(values: dict[str, Any], fields: list[Field], text: _Text) -> int:
     found = values.get(ALIGNMENT, DEFAULT_ALIGNMENT)
-    is_number = isinstance(found, int) and not isinstance(found, bool)
+    is_u32 = all(field.kind == "u32" for field in fields if field.key == ALIGNMENT)
     # A power of two, as llama.cpp asks; a huge one would make a small file's offsets anything.
-    if not is_number or found < 1 or found & (found - 1) or found > _MAX_ALIGNMENT:
-        raise text.error(f"{ALIGNMENT} can't be right", expected=f"a power of 2, at most {_MAX_ALIGNMENT}", found=found)
+    if not is_u32 or found < 1 or found & (found - 1) or found > _MAX_ALIGNMENT:
+        raise text.error(
+            f"{ALIGNMENT} can't be right", expected=f"a u32 power of 2, at most {_MAX_ALIGNMENT}", found=found
+        )
     return int(found)
 
 
@@ -295,7 +297,7 @@ def _place(infos: list[_Info], name: str, start: int, file_nbytes: int, alignmen
 
 def _slices(stack: Tensor, experts: object) -> list[Tensor]:
     """The tensors of single experts in one that holds those of all; the whole of any other."""
-    if not isinstance(experts, int) or not stack.shape or stack.shape[0] != experts:
+    if not isinstance(experts, int) or not stack.shape or not 0 < stack.shape[0] == experts:
         return [stack]
     nbytes = stack.nbytes // max(1, experts)
     return [
