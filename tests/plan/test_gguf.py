@@ -261,6 +261,21 @@ def test_another_alignment_is_kept(tmp_path: Path) -> None:
     check_child(tmp_path / "child", pair)
 
 
+def test_what_hides_in_padding_is_found(tmp_path: Path) -> None:
+    """No tensor's digest is of these bytes; a byte there is named."""
+    parents = {"v3": gguf_files.make(tmp_path / "v3.gguf", 1, alignment=256)}
+    merge_parents(plan_of(parents), tmp_path / "child")
+    file = tmp_path / "child" / "model.gguf"
+    found = open_checkpoint(file).tensors
+    tensor = next(t for t in found.values() if (t.start + t.nbytes) % 256)
+    assert verify_child(tmp_path / "child").ok
+    data = bytearray(file.read_bytes())
+    data[tensor.start + tensor.nbytes] = 1
+    file.write_bytes(data)
+    (finding,) = verify_child(tmp_path / "child").failed
+    assert finding.says.startswith("there is something in the padding before ")
+
+
 # ----------------------------------------------------------------------------------------------- refused
 
 

@@ -21,7 +21,7 @@ from chimerakit.manifest import read_manifest
 from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
 from chimerakit.records import Checkpoint, Finding, Findings
 from chimerakit.runners.local import default_threads
-from chimerakit.verify.disk import check_digests, check_files, check_headers, check_names
+from chimerakit.verify.disk import check_digests, check_files, check_headers, check_names, check_padding
 from chimerakit.verify.parents import check_parents
 
 
@@ -52,6 +52,7 @@ def verify_child(
     if any(not finding.ok for finding in findings):
         # Headers that are not the manifest's say nothing about where a unit's bytes are.
         return _sum_up(path, findings, 0)
+    findings += check_padding(child)
     threads = threads or default_threads()
     if parents is None:
         threads = scan_threads_within(len(manifest.units), 0, 1, max_memory, threads)

@@ -19,13 +19,14 @@ from chimerakit.records import (
     Manifest,
     OtherFile,
     Role,
+    Tensor,
     WeightFile,
 )
 from chimerakit.runners.watched import run_watched
 from chimerakit.scan import ScanJob, ScanUnit, scan_jobs
 from chimerakit.sinks import Digests
 from chimerakit.stores.digest import Hasher, digest_file, digest_range
-from chimerakit.stores.local import Readers
+from chimerakit.stores.local import Reader, Readers
 
 _CHILD = "child"
 _SHOWN = 160
@@ -130,6 +131,25 @@ def check_names(child: Checkpoint, manifest: Manifest) -> Iterable[Finding]:
     for unit in manifest.units:
         if unit.unit not in unit.tensors:
             yield Finding(False, unit.unit, "is a unit of the manifest that does not hold the tensor of its name")
+
+
+def check_padding(child: Checkpoint) -> Iterable[Finding]:
+    """What lies between tensors, where a format aligns them, is zeros: no digest is of it, and anything might hide there."""
+    places: dict[str, list[Tensor]] = {shard.name: [] for shard in child.shards}
+    for tensor in child.tensors.values():
+        places[tensor.file].append(tensor)
+    for shard in child.shards:
+        reader = Reader(Path(child.root, shard.name))
+        try:
+            at = shard.header_nbytes
+            for tensor in sorted(places[shard.name], key=lambda tensor: (tensor.start, tensor.nbytes)):
+                if any(reader.read(at, tensor.start - at)):
+                    yield Finding(False, shard.name, f"there is something in the padding before {tensor.name}")
+                at = tensor.start + tensor.nbytes
+            if any(reader.read(at, shard.nbytes - at)):
+                yield Finding(False, shard.name, "there is something in the padding at its end")
+        finally:
+            reader.close()
 
 
 def claims(what: str, claimed: object, right: object, who: str) -> str:
