@@ -147,8 +147,11 @@ def write_vocabulary(writer: GGUFWriter, source: Path) -> None:
     writer.add_chat_template((source / "chat_template.jinja").read_text())
 
 
-def quantize(source: Path, target: Path, kind: str) -> None:
-    """Quantise a GGUF file by ggml_quantize_chunk, to the types that llama-quantize gives the tensors of such a model."""
+def quantize(source: Path, target: Path, kind: str, importance: dict[str, np.ndarray] | None = None) -> None:
+    """Quantise a GGUF file by ggml_quantize_chunk, to the types that llama-quantize gives the tensors of such a model.
+
+    importance: by tensor, (experts or 1, cols): mean squares of what its columns are multiplied with.
+    """
     reader, writer = GGUFReader(source), GGUFWriter(target, "deepseek2")
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name in (Keys.General.ARCHITECTURE, Keys.General.FILE_TYPE):
@@ -163,7 +166,13 @@ def quantize(source: Path, target: Path, kind: str) -> None:
         if chosen == Type.F32:
             writer.add_tensor(tensor.name, values)
         else:
-            writer.add_tensor(tensor.name, quantize_chunk(values, chosen), raw_dtype=chosen)
+            rows = (importance or {}).get(tensor.name)
+            stored = (
+                quantize_chunk(values, chosen, None if rows is None else rows[0])
+                if rows is None or len(rows) == 1
+                else np.stack([quantize_chunk(each, chosen, row) for each, row in zip(values, rows, strict=True)])
+            )
+            writer.add_tensor(tensor.name, stored, raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -183,14 +192,16 @@ def type_of(name: str, shape: tuple[int, ...], kind: str, num_layers: int) -> Ty
     return Type.Q4_K if shape[-1] % 256 == 0 else Type.Q5_0
 
 
-def quantize_chunk(values: np.ndarray, kind: Type) -> np.ndarray:
-    """Rows as llama.cpp stores them."""
+def quantize_chunk(values: np.ndarray, kind: Type, importance: np.ndarray | None = None) -> np.ndarray:
+    """Rows as llama.cpp stores them. importance: (cols,)."""
     library = llama_cpp()
+    weights_of = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    address = None if weights_of is None else weights_of.ctypes.data
     values = np.ascontiguousarray(values, np.float32)
     weights, nbytes = GGML_QUANT_SIZES[kind]
     found = np.empty((*values.shape[:-1], values.shape[-1] // weights * nbytes), np.uint8)
     rows = values.size // values.shape[-1]
-    library.ggml_quantize_chunk(int(kind), values.ctypes.data, found.ctypes.data, 0, rows, values.shape[-1], None)
+    library.ggml_quantize_chunk(int(kind), values.ctypes.data, found.ctypes.data, 0, rows, values.shape[-1], address)
     return found
 
 
