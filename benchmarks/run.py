@@ -147,6 +147,22 @@ def copy_merge(bench: Bench) -> Iterator[Row]:
         yield from proof(bench, parents, child)
 
 
+def gguf_pick(bench: Bench) -> Iterator[Row]:
+    """The R1T recipe on GGUF parents with stacked experts in Q4_K, against cp + sync."""
+    words = ("--scale", str(bench.scale))
+    with made(bench, "gguf", "benchmarks.gguf_parents", *words) as parents:
+        child, copied = bench.work / "child", bench.work / "copied"
+        pairs = alternate(merge(parents, 1.0, child), copy(parents, copied), bench.pairs, bench.log)
+        shutil.rmtree(copied)
+        run(Command(chimerakit("verify", child, *parents_of(parents), "--quiet")), bench.log)
+        shutil.rmtree(child)
+    name = "GGUF pick, disk"
+    said = f"{medians(pairs)}; proven against its parents"
+    yield Row(f"{name}: wall / (cp + sync)", ratio(pairs, wall), "x", at_most(1.11), said)
+    yield Row(f"{name}: CPU / CPU", ratio(pairs, cpu))
+    yield Row(f"{name}: peak memory", middle([ours for ours, _ in pairs], peak), "MB", at_most(130))
+
+
 def proof(bench: Bench, parents: Path, child: Path) -> Iterator[Row]:
     """verify --parent of the child against the loop that people wrote."""
     reads = (child, parents / "v3", parents / "r1")
@@ -375,6 +391,7 @@ SECTIONS: dict[str, Section] = {
     "full": full_size,
     "kernels": kernels,
     "copy": copy_merge,
+    "gguf": gguf_pick,
     "fp8": fp8_mix,
     "explain": explaining,
     "mergekit": against_mergekit,

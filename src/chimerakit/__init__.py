@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from chimerakit.errors import ChimerakitError
     from chimerakit.explain import explain_child
     from chimerakit.formats import open_checkpoint
+    from chimerakit.formats.imatrix import read_imatrix
+    from chimerakit.imatrix import blend_imatrix
     from chimerakit.inspect import inspect_checkpoint
     from chimerakit.merge import merge_parents
     from chimerakit.plan import make_plan
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ChimerakitError": "chimerakit.errors",
+    "blend_imatrix": "chimerakit.imatrix",
     "compare_checkpoints": "chimerakit.compare",
     "explain_child": "chimerakit.explain",
     "inspect_checkpoint": "chimerakit.inspect",
@@ -30,6 +33,7 @@ _HOMES = {
     "merge_parents": "chimerakit.merge",
     "open_checkpoint": "chimerakit.formats",
     "parse_recipe": "chimerakit.recipe",
+    "read_imatrix": "chimerakit.formats.imatrix",
     "save_map": "chimerakit.compare",
     "verify_child": "chimerakit.verify",
     "verify_table": "chimerakit.table",
@@ -38,6 +42,7 @@ _HOMES = {
 __all__ = [
     "ChimerakitError",
     "__version__",
+    "blend_imatrix",
     "compare_checkpoints",
     "explain_child",
     "inspect_checkpoint",
@@ -49,6 +54,7 @@ __all__ = [
     "merge_parents",
     "open_checkpoint",
     "parse_recipe",
+    "read_imatrix",
     "save_map",
     "verify_child",
     "verify_table",
