@@ -49,7 +49,9 @@ def test_attention_of_another_layout_is_taken_number_by_number(dtype: str, is_ba
         "v3": make(tmp_path / "v3.gguf", 1, "Q8_0" if is_base_old else "F16", old_mla=is_base_old),
         "r1": make(tmp_path / "r1.gguf", 2, dtype, old_mla=not is_base_old),
     }
-    merge_parents(plan_of(parents, ATTENTION), tmp_path / "child")
+    plan = plan_of(parents, ATTENTION)
+    assert not any("lacks" in note for note in plan.notes)
+    merge_parents(plan, tmp_path / "child")
     found, r1 = tensors_of(tmp_path / "child" / "model.gguf"), tensors_of(parents["r1"])
     for layer in range(gguf_files.LAYERS):
         names = [f"blk.{layer}.attn_{name}.weight" for name in ("kv_b", "k_b", "v_b")]

@@ -230,9 +230,11 @@ def _notes(recipe: Recipe, anatomies: Mapping[str, Anatomy], drafts: list[Draft]
         notes.append(f"{why}: every tensor is `other`; select by names")
     elif unknown := [d.name for d in drafts if not d.role.known]:
         notes.append(f"{len(unknown)} tensors have names that the family's table does not know: {_some(unknown)}")
+    moved = {(p.parent, t.name) for d in drafts for p in d.inputs if p.arrangement is not None for t in p.tensors}
     for name, anatomy in anatomies.items():
         parent = anatomy.checkpoint
-        if extra := [t for t in parent.tensors if t not in base.tensors and not _is_companion(t, anatomy, base)]:
+        more = (t for t in parent.tensors if t not in base.tensors and (name, t) not in moved)
+        if extra := [t for t in more if not _is_companion(t, anatomy, base)]:
             notes.append(
                 f"{name!r} has {len(extra)} tensors that the base lacks; the child will not have them: {_some(extra)}"
             )
