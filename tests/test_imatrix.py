@@ -12,9 +12,13 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 from chimerakit.cli.app import app
 from chimerakit.errors import CheckpointError, PlanError
-from chimerakit.formats.imatrix import encode_imatrix, read_imatrix
+from chimerakit.formats import open_checkpoint
+from chimerakit.formats.imatrix import encode_imatrix, open_imatrix, read_imatrix
 from chimerakit.imatrix import blend_imatrix
-from tests import gguf_files
+from chimerakit.merge import merge_parents
+from chimerakit.plan import make_plan
+from chimerakit.verify import verify_child
+from tests import gguf_files, llama_cpp
 from tests.plan.test_gguf import plan_of
 
 F32 = npt.NDArray[np.float32]
@@ -186,6 +190,68 @@ def test_the_command_writes_it_and_says_whose_it_is(
     assert '"by_parents"' in capsys.readouterr().out
     assert GGUFReader(out).fields["imatrix.datasets"].contents() == ["v3.txt", "r1.txt"]
     assert GGUFReader(out).fields["general.type"].contents() == "imatrix"
+
+
+# ----------------------------------------------------------------------------------------- encoded by one
+
+
+@pytest.mark.parametrize("dtype", ["q4_k", pytest.param("iq2_xs", marks=pytest.mark.slow), "q5_0"])
+def test_quants_are_encoded_by_it_as_llama_cpp_does(dtype: str, tmp_path: Path) -> None:
+    """Expert by expert, head by head: the float32 mix, stored by llama.cpp's code with each matrix's own line."""
+    types = dict.fromkeys(("weight",), "BF16")
+    pair = {
+        name: gguf_files.make(tmp_path / f"{name}.gguf", seed, types=types, values=True)
+        for seed, name in enumerate(("v3", "r1"), 1)
+    }
+    entries = entries_of(3)
+    entries["blk.1.ffn_up_exps.weight"][1][2] = 0  # an expert that no token was sent to
+    matrix = open_imatrix(write(tmp_path / "m.imatrix", entries))
+    parents = {name: open_checkpoint(path) for name, path in pair.items()}
+    rules = "- {mix: {r1: 0.75}, components: routed_experts}"
+    recipes = {
+        kind: plan_of(pair, rules, output=f"dtype: {kind}", imatrix=given).recipe
+        for kind, given in (("f32", None), (dtype, matrix))
+    }
+    for kind, recipe in recipes.items():
+        plan = make_plan(recipe, parents, imatrix=None if kind == "f32" else matrix)
+        merge_parents(plan, tmp_path / kind)
+    values = {t.name: t.data for t in GGUFReader(tmp_path / "f32" / "model.gguf").tensors}
+    compared = 0
+    for tensor in GGUFReader(tmp_path / dtype / "model.gguf").tensors:
+        if tensor.tensor_type.name in ("F32", "BF16"):
+            continue
+        sums, counts = entries[tensor.name]
+        means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], 1).astype(np.float32)
+        matrices = values[tensor.name].reshape(len(means), -1, values[tensor.name].shape[-1])
+        expected = [llama_cpp.encode(m, tensor.tensor_type.name, mean) for m, mean in zip(matrices, means, strict=True)]
+        assert tensor.data.tobytes() == b"".join(e.tobytes() for e in expected), tensor.name
+        compared += 1
+    assert compared > 30
+    keys = {f.name: f.contents() for f in GGUFReader(tmp_path / dtype / "model.gguf").fields.values()}
+    assert (keys["quantize.imatrix.file"], keys["quantize.imatrix.entries_count"]) == ("m.imatrix", len(entries))
+    assert verify_child(tmp_path / dtype, parents, imatrix=matrix).ok
+    (finding,) = verify_child(tmp_path / dtype, parents).failed
+    assert finding.says.startswith("names an importance matrix that quants were encoded by")
+    other = open_imatrix(write(tmp_path / "n.imatrix", entries_of(4)))
+    (finding,) = verify_child(tmp_path / dtype, parents, imatrix=other).failed
+    assert finding.says == "the importance matrix is not the one that quants were encoded by"
+
+
+def test_an_imatrix_of_another_model_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:
+    """Before any work, with the tensor."""
+    entries = entries_of(0)
+    entries["output.weight"] = np.ones((1, 32), np.float32), np.ones(1, np.float32)
+    matrix = open_imatrix(write(tmp_path / "m.imatrix", entries))
+    with pytest.raises(
+        PlanError, match=r"output\.weight is \[96, 256\]; its entry in the importance matrix is \[1, 32\]"
+    ):
+        plan_of(pair, R1T, output="dtype: q4_k", imatrix=matrix)
+
+
+def test_a_legacy_file_is_not_encoded_by(tmp_path: Path) -> None:
+    """It can be made a GGUF file of."""
+    with pytest.raises(CheckpointError, match="is a legacy importance matrix"):
+        open_imatrix(write_legacy(tmp_path / "v3.dat", entries_of(0)))
 
 
 # ----------------------------------------------------------------------------------------------- refused

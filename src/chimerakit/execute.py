@@ -21,7 +21,7 @@ from chimerakit.errors import NonFiniteError
 from chimerakit.events import Report
 from chimerakit.plan.panels import Cut, Panel, cut
 from chimerakit.plan.ranges import copy_runs
-from chimerakit.records import Arrangement, Header, Input, Job, Made, Outcome, Plan, Receipt, Row
+from chimerakit.records import IMATRIX, Arrangement, Header, Importance, Input, Job, Made, Outcome, Plan, Receipt, Row
 from chimerakit.sinks import Digests, Files, Sink
 from chimerakit.stores.digest import digest_of
 from chimerakit.stores.direct import DirectReader
@@ -89,8 +89,7 @@ def header_digest(plan: Plan, header: Header) -> str:
     """The digest of a planned header; of parents only headers are read."""
     if header.parent is not None:
         return next(s.header_digest for s in plan.parents[header.parent].shards if s.name == header.shard)
-    roots = {name: checkpoint.root for name, checkpoint in plan.parents.items()}
-    with Inputs(roots, {name: checkpoint.signatures for name, checkpoint in plan.parents.items()}) as inputs:
+    with Inputs(plan.roots, plan.signatures) as inputs:
         return digest_of(_header(header, inputs))
 
 
@@ -117,6 +116,11 @@ class Inputs:
             path, signature = Path(self._roots[parent], shard), self._signatures[parent][shard]
             self._shards[parent, shard] = self._readers.get(path, signature)
         return self._shards[parent, shard]
+
+    def only_reader(self, parent: str) -> Reader:
+        """The open file of what has one only."""
+        (file,) = self._signatures[parent]
+        return self.reader(parent, file)
 
     def memory(self, use: str, nbytes: int) -> "npt.NDArray[np.uint8]":
         """Memory for one use, the same for unit after unit: a fresh piece costs a page fault for every page."""
@@ -224,6 +228,7 @@ def _mix(
     sources = [Source(part, inputs, whole) for part in parts]
     place = partial(run_nbytes, weight.dtype)
     buffer, scratch = inputs.memory("out", place(whole.most)), inputs.memory("scratch", mix.SCRATCH)
+    importance = None if row.importance is None else _importance(row, row.importance, inputs)
     sums = np.zeros(2)
     scales: list[npt.NDArray[np.uint8]] = []
     nonfinite = 0
@@ -231,7 +236,8 @@ def _mix(
         terms = [source.term(panel) for source in sources]
         out = buffer[: place(panel.rows * panel.cols)].reshape(panel.rows, -1)
         shape, scale_dtype = (panel.rows, panel.cols), scale[0].dtype if scale else None
-        blocks, found = mix.mix_into(terms, shape, row.storage, scale_dtype, out, sums, scratch)
+        lines = None if importance is None else importance[_lines(panel, whole, len(importance))]
+        blocks, found = mix.mix_into(terms, shape, row.storage, scale_dtype, out, sums, scratch, lines)
         if found and not allow_nonfinite:
             raise _nonfinite(row, parts, terms, panel)
         nonfinite += found
@@ -244,6 +250,23 @@ def _mix(
         sink.write(scale[0], 0, np.concatenate(scales).data if scales else b"")
     is_rounded = row.storage != "F32"
     return Result(outcome, mix.relative_rms(sums) if is_rounded else None, nonfinite)
+
+
+def _importance(row: Row, there: Importance, inputs: Inputs) -> "npt.NDArray[np.float32]":
+    """(matrices, cols): mean squares of what each column is multiplied with; 1 where none was seen, as llama-quantize has it."""
+    import numpy as np
+
+    reader, cols = inputs.only_reader(IMATRIX), row.outputs[0].shape[-1]
+    sums = np.frombuffer(reader.read(there.sums, 4 * there.rows * cols), np.float32).reshape(there.rows, cols)
+    counts = np.frombuffer(reader.read(there.counts, 4 * there.rows), np.float32)[:, None]
+    return np.where(counts > 0, sums / np.where(counts > 0, counts, 1), 1).astype(np.float32)
+
+
+def _lines(panel: Panel, whole: Cut, matrices: int) -> "npt.NDArray[np.int64]":
+    """For each row of a panel, the line of its matrix."""
+    import numpy as np
+
+    return np.arange(panel.row, panel.row + panel.rows) // max(1, whole.rows // matrices)
 
 
 class Source:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from chimerakit._version import __version__
 from chimerakit.errors import ManifestError
@@ -100,6 +101,7 @@ def make_manifest(
         family=plan.family,
         parents={name: parent_record(c.shards, c.config) for name, c in plan.parents.items()},
         allow_nonfinite=allow_nonfinite and any(m.nonfinite for m in made.values()),
+        imatrix=UNSET if plan.imatrix is None else plan.imatrix.digest,
         weights={s.name: WeightFile(s.nbytes, s.header.nbytes, headers[s.name], sha256[s.name]) for s in plan.shards},
         files=dict(sorted(files.items())),
         units=tuple(_made_row(plan, number, made[row.unit]) for number, row in enumerate(plan.rows)),

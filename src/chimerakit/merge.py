@@ -73,11 +73,11 @@ def merge_parents(
 
 def check_encoders(plan: Plan) -> None:
     """Refuse to begin what needs a package that is not installed. Raises MissingExtraError."""
-    storages = {row.storage for row in plan.rows if row.kind != "copy"} & QUANTS
-    if storages:
+    quants = {(r.storage, r.importance is not None) for r in plan.rows if r.kind != "copy" and r.storage in QUANTS}
+    if quants:
         from chimerakit.numerics.ggml import check_libgguf, needs_libgguf
 
-        if any(needs_libgguf(storage, with_importance=False) for storage in storages):
+        if any(needs_libgguf(storage, with_importance=is_weighed) for storage, is_weighed in quants):
             check_libgguf()
 
 
@@ -116,8 +116,8 @@ def _sample(plan: Plan) -> list[Row]:
 
 def _digests(row: Row, plan: Plan) -> dict[str, str]:
     """The digests that a unit's tensors must have. Units of a sample are so narrow that their bytes come in order."""
-    parents, sink = plan.parents, Digests("", lambda _: None, sha256=False)
-    with Inputs({n: c.root for n, c in parents.items()}, {n: c.signatures for n, c in parents.items()}) as inputs:
+    sink = Digests("", lambda _: None, sha256=False)
+    with Inputs(plan.roots, plan.signatures) as inputs:
         list(make_units((row,), inputs, sink, allow_nonfinite=True))
     return {t.name: sink.digest(t).xxh3 for t in row.outputs}
 

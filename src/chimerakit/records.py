@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 Component = Literal[
     "embedding", "head", "norm", "attention", "dense_mlp", "router", "routed_experts", "shared_experts", "other"
@@ -29,6 +29,8 @@ COMPONENTS: tuple[Component, ...] = (
 )
 
 _NBYTES = attrgetter("nbytes")
+IMATRIX = "(imatrix)"
+"""What an importance matrix file is called where parents have names; no parent can be called so."""
 
 # ------------------------------------------------------------------------------------------ checkpoint
 
@@ -287,6 +289,32 @@ class Input(Struct, frozen=True, gc=False):
     arrangement: Arrangement | None = None
 
 
+class Importance(Struct, frozen=True, gc=False):
+    """How much each column of a unit matters when it is encoded: where that stands in an importance matrix file."""
+
+    rows: int
+    """Matrices that the unit's rows are cut into, each with a line of its own."""
+    sums: int
+    """Where the sums of squares begin: rows x columns, float32."""
+    counts: int
+    """Where begin how many activations each line is the sum of: rows, float32."""
+
+
+class ImatrixFile(Struct, frozen=True):
+    """An importance matrix file that quants are encoded by."""
+
+    root: str
+    name: str
+    nbytes: int
+    mtime_ns: int
+    digest: str
+    """xxh3-128 of the file."""
+    entries: dict[str, tuple[Importance, int]]
+    """By tensor, with the number of columns."""
+    datasets: tuple[str, ...]
+    chunk_count: int
+
+
 class Row(Struct, frozen=True, gc=False):
     """Every decision about one unit of the child."""
 
@@ -303,6 +331,8 @@ class Row(Struct, frozen=True, gc=False):
     """Where its tensors go: files and offsets of the child."""
     if_equal: Literal["copy", "convert"] | None = None
     """What a mix comes down to if its parents turn out to be byte-equal; None if that can't be or would change values."""
+    importance: Importance | None = None
+    """What its quants are encoded by, besides its values."""
 
     @property
     def nbytes(self) -> int:
@@ -413,6 +443,21 @@ class Plan(Struct, frozen=True):
     """What a careful user wants to know, and what is no reason to refuse."""
     digest: str
     """xxh3-128 over everything that decides the child's bytes; not over where parents lie."""
+    imatrix: ImatrixFile | None = None
+    """What quants are encoded by."""
+
+    @property
+    def roots(self) -> dict[str, str]:
+        """Where each parent lies, and the importance matrix, if there is one."""
+        more = {} if self.imatrix is None else {IMATRIX: self.imatrix.root}
+        return {name: checkpoint.root for name, checkpoint in self.parents.items()} | more
+
+    @property
+    def signatures(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Size and mtime_ns of every file of these."""
+        matrix = self.imatrix
+        more = {} if matrix is None else {IMATRIX: {matrix.name: (matrix.nbytes, matrix.mtime_ns)}}
+        return {name: checkpoint.signatures for name, checkpoint in self.parents.items()} | more
 
     @property
     def output_nbytes(self) -> int:
@@ -538,6 +583,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     family: str
     parents: dict[str, ParentRecord]
     allow_nonfinite: bool = False
+    imatrix: str | UnsetType = UNSET
+    """xxh3-128 of the importance matrix file that quants were encoded by."""
     weights: dict[str, WeightFile]
     files: dict[str, OtherFile]
     units: tuple[MadeRow, ...]

@@ -14,7 +14,7 @@ from chimerakit.formats import open_checkpoint
 from chimerakit.merge import merge_parents
 from chimerakit.plan import make_plan
 from chimerakit.recipe import parse_recipe, say_rule
-from chimerakit.records import Plan
+from chimerakit.records import ImatrixFile, Plan
 from chimerakit.verify import verify_child
 from tests import gguf_files
 
@@ -39,12 +39,18 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Family:
     }
 
 
-def plan_of(parents: Mapping[str, Path], rules: str = "", output: str = "", base: str = "v3") -> Plan:
+def plan_of(
+    parents: Mapping[str, Path],
+    rules: str = "",
+    output: str = "",
+    base: str = "v3",
+    imatrix: ImatrixFile | None = None,
+) -> Plan:
     """The plan of some rules in YAML."""
     names = ", ".join(f"{name}: null" for name in parents)
     text = f"parents: {{{names}}}\nbase: {base}\n" + (f"rules:\n{rules}\n" if rules else "")
     text += f"output: {{{output}}}\n" if output else ""
-    return make_plan(parse_recipe(text), {name: open_checkpoint(path) for name, path in parents.items()})
+    return make_plan(parse_recipe(text), {n: open_checkpoint(path) for n, path in parents.items()}, imatrix=imatrix)
 
 
 def problems_of(*arguments: Any, **options: Any) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from chimerakit.cli.flags import (
     MAX_MEMORY,
     AsJson,
     Base,
+    ByImatrix,
     Differences,
     Dtype,
     MaxMemory,
@@ -24,6 +25,7 @@ from chimerakit.cli.flags import (
     Threads,
     check_new,
     nbytes_of,
+    opened_imatrix,
     parents_of,
     paths_of,
     plan_of,
@@ -66,6 +68,7 @@ def plan(
     dtype: Dtype = None,
     split_max_size: SplitMaxSize = None,
     differences: Differences = None,
+    matrix: ByImatrix = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The child's folder, to be checked too.")
     ] = None,
@@ -81,7 +84,7 @@ def plan(
 
     gc.disable()  # a plan is half a million objects without cycles, and the process ends with it
 
-    made = plan_of(recipe, parent, base, take, mix, dtype, differences, split_max_size)
+    made = plan_of(recipe, parent, base, take, mix, dtype, differences, split_max_size, matrix)
     if output is not None:
         from chimerakit.merge import check_finished
         from chimerakit.output import check_output, is_finished
@@ -104,6 +107,7 @@ def merge(
     dtype: Dtype = None,
     split_max_size: SplitMaxSize = None,
     differences: Differences = None,
+    matrix: ByImatrix = None,
     digest: Annotated[str, typer.Option(help="xxh3, or sha256 to record that too.")] = "xxh3",
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Carry NaN and infinity along.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Delete the child that stands there and start over.")] = False,
@@ -123,7 +127,7 @@ def merge(
 
     if digest not in ("xxh3", "sha256"):
         raise RecipeError(f"unknown digest {digest!r}", where="--digest", expected="xxh3 or sha256")
-    made = plan_of(recipe, parent, base, take, mix, dtype, differences, split_max_size)
+    made = plan_of(recipe, parent, base, take, mix, dtype, differences, split_max_size, matrix)
     with watching(quiet=quiet) as listener:
         merged = merge_parents(
             made,
@@ -144,6 +148,7 @@ def merge(
 def verify(
     child: Annotated[Path, typer.Argument(help="The child's folder.")],
     parent: ParentPaths = None,
+    matrix: ByImatrix = None,
     table: Annotated[
         bool, typer.Option("--table", help="Compare every unit with the parents'; needs no manifest.")
     ] = False,
@@ -182,7 +187,12 @@ def verify(
 
     with watching(quiet=quiet) as listener:
         found = verify_child(
-            child, parents or None, threads=threads, max_memory=nbytes_of(max_memory), listener=listener
+            child,
+            parents or None,
+            imatrix=opened_imatrix(matrix),
+            threads=threads,
+            max_memory=nbytes_of(max_memory),
+            listener=listener,
         )
     _end(as_json, lambda: show.findings_view(found), lambda: show.print_findings(found), ok=found.ok)
 

@@ -10,7 +10,7 @@ from chimerakit.words import parse_nbytes
 
 if TYPE_CHECKING:
     from chimerakit.plan.deltas import Distances
-    from chimerakit.records import Checkpoint, Plan, Recipe
+    from chimerakit.records import Checkpoint, ImatrixFile, Plan, Recipe
 
 RecipeFile = Annotated[Path | None, typer.Argument(help="The recipe; without it, --base, --take and --mix say it.")]
 ParentPaths = Annotated[
@@ -27,6 +27,10 @@ Mixes = Annotated[
 ]
 Dtype = Annotated[
     str | None, typer.Option(help="Without a recipe: how the child stores weights: keep, bf16, f16, f32, fp8-block.")
+]
+ByImatrix = Annotated[
+    Path | None,
+    typer.Option("--imatrix", metavar="FILE", help="GGUF: the importance matrix that quants are encoded by."),
 ]
 SplitMaxSize = Annotated[
     str | None,
@@ -60,6 +64,7 @@ def plan_of(
     dtype: str | None,
     differences: list[Path] | None,
     split_max_size: str | None = None,
+    imatrix: Path | None = None,
 ) -> "Plan":
     """The plan of a recipe, or of the flags that stand for one. RecipeError where they can't be read together."""
     from msgspec.structs import replace
@@ -82,7 +87,15 @@ def plan_of(
         wanted = replace(wanted, output=replace(wanted.output, split_max_size=limit))
     wanted, paths = locate_parents(wanted, given, folder)
     parents = _open_all(paths)
-    return make_plan(wanted, parents, _distances_of(wanted, parents, differences))
+    distances = _distances_of(wanted, parents, differences)
+    return make_plan(wanted, parents, distances, imatrix=opened_imatrix(imatrix))
+
+
+def opened_imatrix(path: Path | None) -> "ImatrixFile | None":
+    """An importance matrix file that is given, opened."""
+    from chimerakit.formats.imatrix import open_imatrix
+
+    return None if path is None else open_imatrix(path)
 
 
 def parents_of(parent: list[str] | None) -> "dict[str, Checkpoint]":

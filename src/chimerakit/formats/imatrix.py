@@ -22,6 +22,8 @@ from chimerakit.formats.gguf_header import (
     encode_opening,
     parse_header,
 )
+from chimerakit.records import ImatrixFile, Importance
+from chimerakit.stores.digest import digest_of
 from chimerakit.stores.local import read_file
 
 MAX_NBYTES = 1 << 31
@@ -58,6 +60,34 @@ def read_imatrix(path: Path) -> Imatrix:
     """An importance matrix of either format. Raises CheckpointError for a file that is none, or damaged."""
     data = read_file(path, MAX_NBYTES)
     return _read_gguf(data, path) if data[:4] == MAGIC else _read_legacy(data, path)
+
+
+def open_imatrix(path: Path) -> ImatrixFile:
+    """Where everything stands in a file of the GGUF format. Raises CheckpointError, for a legacy file as well."""
+    found = read_imatrix(path)
+    if found.is_legacy:
+        raise CheckpointError(
+            "is a legacy importance matrix, which can't be read piece by piece",
+            where=path,
+            do="chimerakit imatrix makes a GGUF file of it",
+        )
+    data = read_file(path, MAX_NBYTES)
+    tensors = {t.name: t for t in parse_header(data, path.name, len(data), path, lambda _: False, {}).tensors}
+    entries = {
+        name: (Importance(entry.rows, tensors[name + _SUMS].start, tensors[name + _COUNTS].start), entry.cols)
+        for name, entry in found.entries.items()
+    }
+    stat = path.stat()
+    return ImatrixFile(
+        root=str(path.parent.resolve()),
+        name=path.name,
+        nbytes=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        digest=digest_of(data),
+        entries=entries,
+        datasets=found.datasets,
+        chunk_count=found.chunk_count,
+    )
 
 
 def _read_gguf(data: bytes, path: Path) -> Imatrix:

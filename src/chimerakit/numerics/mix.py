@@ -12,6 +12,7 @@ at the end of this file and in fp8.py, which takes anything.
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,19 +96,27 @@ def encode(values: F32, storage: str, scale_dtype: str | None, sums: F64) -> Enc
 
 
 def mix_into(
-    terms: list[Term], shape: tuple[int, int], storage: str, scale_dtype: str | None, out: U8, sums: F64, scratch: U8
+    terms: list[Term],
+    shape: tuple[int, int],
+    storage: str,
+    scale_dtype: str | None,
+    out: U8,
+    sums: F64,
+    scratch: U8,
+    importance: F32 | None = None,
 ) -> tuple[U8 | None, int]:
     """`mix` and `encode` in one, with no float32 panel between them; the child's bytes go to `out`.
 
     A panel of blocks may have any number of rows, and begins with a row of blocks. out: (rows, bytes of a row),
     contiguous, written. sums: (2,) float64, added to as `encode` does. scratch: SCRATCH bytes, for one thread at a time.
+    importance: of quants, (rows, cols), how much each column matters; rows that follow each other may share one.
     Returns the bytes of the blocks' scales, for FP8, and how many values are NaN or infinite, before or after rounding.
     """
     _check(terms, shape)
     require(out.shape == (shape[0], nbytes_of_row(storage, shape[1])), f"{out.shape} bytes for {shape} weights")
     require(out.flags.c_contiguous, "compiled loops go by addresses")
     if storage in QUANTS:
-        return None, _encode_quants(mix(terms, shape), storage, out, sums)
+        return None, _encode_quants(mix(terms, shape), storage, out, sums, importance)
     terms = _in_numbers(terms)
     if shape[0] > BLOCK and _has_blocks(terms, storage):
         return _mix_block_rows(terms, shape, storage, scale_dtype, out, sums, scratch)
@@ -208,9 +217,15 @@ def _in_numbers(terms: list[Term]) -> list[Term]:
     ]
 
 
-def _encode_quants(values: F32, storage: str, out: U8, sums: F64) -> int:
+def _encode_quants(values: F32, storage: str, out: U8, sums: F64, importance: F32 | None) -> int:
     """Store values in blocks of a row; how many are NaN or infinite, before or after rounding."""
-    encode_rows(values, storage, out)
+    if importance is None:
+        encode_rows(values, storage, out)
+    else:
+        require(importance.shape == values.shape, f"{importance.shape} for {values.shape}")
+        changes = np.flatnonzero((importance[1:] != importance[:-1]).any(axis=1)) + 1
+        for first, last in pairwise([0, *changes.tolist(), len(values)]):
+            encode_rows(values[first:last], storage, out[first:last], importance[first])
     return int(_rounding(values, decode_rows(out, storage), sums))
 
 

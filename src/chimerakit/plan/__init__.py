@@ -30,7 +30,18 @@ from chimerakit.plan.keys import differing_keys
 from chimerakit.plan.layout import Layout, cut_segments, place
 from chimerakit.plan.select import select
 from chimerakit.recipe import recipe_to_data, say_rule, without_places
-from chimerakit.records import Amount, Checkpoint, DeltaSummary, Job, Plan, Recipe, Row, RuleSummary
+from chimerakit.records import (
+    IMATRIX,
+    Amount,
+    Checkpoint,
+    DeltaSummary,
+    ImatrixFile,
+    Job,
+    Plan,
+    Recipe,
+    Row,
+    RuleSummary,
+)
 from chimerakit.stores.digest import Hasher
 
 _ONE_FORMAT = (
@@ -45,11 +56,13 @@ def make_plan(
     parents: Mapping[str, Checkpoint],
     distances: Distances | None = None,
     *,
+    imatrix: ImatrixFile | None = None,
     segment_nbytes: int = SEGMENT_NBYTES,
 ) -> Plan:
     """Decide everything about a child.
 
-    distances: where rules have a delta, how far parents lie from the base, as `deltas.read_distances` has it. Raises
+    distances: where rules have a delta, how far parents lie from the base, as `deltas.read_distances` has it. imatrix: what quants
+    of GGUF children are encoded by. Raises
     PlanError with every problem: rules that match nothing, parents that lack what is taken from them, shapes, storages and
     config values that disagree, distances that are not known.
     """
@@ -64,9 +77,10 @@ def make_plan(
         raise PlanError([f"the base {recipe.base!r} has no tensors"])
     if problems := [*_disagreements(recipe.base, anatomies), *_misplaced(recipe, base)]:
         raise PlanError(problems)
-    drafts, problems = select(recipe, anatomies, distances or {})
+    drafts, problems = select(recipe, anatomies, distances or {}, imatrix)
     if not problems:
-        layout = (place_gguf if base.format == "gguf" else place)(recipe, parents, drafts)
+        is_gguf = base.format == "gguf"
+        layout = place_gguf(recipe, parents, drafts, imatrix) if is_gguf else place(recipe, parents, drafts)
         files, problems = plan_files(recipe, parents, layout, {d.storage for d in drafts})
     if problems:
         raise PlanError(problems)
@@ -82,7 +96,8 @@ def make_plan(
         summaries=_summaries(recipe, layout.rows),
         reads=_reads(recipe, layout),
         notes=tuple(_notes(recipe, anatomies, drafts)),
-        digest=_digest(recipe, parents, layout, files),
+        digest=_digest(recipe, parents, layout, files, imatrix),
+        imatrix=imatrix,
     )
 
 
@@ -100,13 +115,15 @@ def make_jobs(
     """
     headers = {shard.name: shard.header for shard in plan.shards}
     sizes = {shard.name: shard.nbytes for shard in plan.shards}
-    signatures = {name: checkpoint.signatures for name, checkpoint in plan.parents.items()}
+    roots, signatures = plan.roots, plan.signatures
     jobs = []
     for number, (first, last) in enumerate(plan.segments):
         rows = plan.rows[first:last]
         touched = dict.fromkeys(t.file for row in rows for t in row.outputs)
         mine = tuple(headers.pop(name) for name in touched if name in headers)
         used: dict[str, set[str]] = defaultdict(set)
+        if plan.imatrix is not None and any(row.importance is not None for row in rows):
+            used[IMATRIX].add(plan.imatrix.name)
         for part in (part for row in rows for part in row.inputs):
             used[part.parent].update(t.file for t in part.tensors)
         for header in mine:
@@ -116,7 +133,7 @@ def make_jobs(
         jobs.append(
             Job(
                 id=number,
-                roots={name: plan.parents[name].root for name in used},
+                roots={name: roots[name] for name in used},
                 signatures={
                     name: {file: signatures[name][file] for file in sorted(files)} for name, files in used.items()
                 },
@@ -266,10 +283,14 @@ def _some(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _digest(recipe: Recipe, parents: Mapping[str, Checkpoint], layout: Layout, files: object) -> str:
+def _digest(
+    recipe: Recipe, parents: Mapping[str, Checkpoint], layout: Layout, files: object, imatrix: ImatrixFile | None
+) -> str:
     hasher = Hasher()
     for text in _decisions(recipe, parents, layout, files):
         hasher.update(text)
+    if imatrix is not None:
+        hasher.update(imatrix.digest.encode())
     return hasher.xxh3
 
 
@@ -289,6 +310,6 @@ def _decisions(recipe: Recipe, parents: Mapping[str, Checkpoint], layout: Layout
             )
             for i in row.inputs
         ]
-        text = encode((row.kind, row.storage, row.if_equal, inputs, row.outputs))
+        text = encode((row.kind, row.storage, row.if_equal, inputs, row.outputs, *filter(None, (row.importance,))))
         yield text if number == 0 else b"," + text
     yield b"]," + encode(NUMERICS) + b"]"

@@ -15,9 +15,11 @@ from chimerakit.dtypes import (
     QUANTS,
     blocks_of,
     nbytes_of,
+    numel_of,
 )
+from chimerakit.formats.gguf import stack_of
 from chimerakit.recipe import SUM_TOLERANCE
-from chimerakit.records import Format, Input, Kind, Recipe, Role, Tensor, Unit
+from chimerakit.records import Format, ImatrixFile, Importance, Input, Kind, Recipe, Role, Tensor, Unit
 
 _STORAGES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 _FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"} | dict.fromkeys(
@@ -37,6 +39,7 @@ class Draft(Struct, frozen=True, gc=False):
     tensors: tuple[Tensor, ...]
     """What the child stores, the weight first: the base's own records where nothing is converted, else without a place."""
     if_equal: Literal["copy", "convert"] | None
+    importance: Importance | None = None
 
 
 def draft_unit(
@@ -46,6 +49,7 @@ def draft_unit(
     parts: Mapping[str, float],
     sources: Mapping[str, Unit],
     of: Format,
+    imatrix: ImatrixFile | None,
 ) -> Draft | str:
     """One unit's row without a place, or why there can be none."""
     inputs = tuple(
@@ -72,10 +76,29 @@ def draft_unit(
                 return (
                     f"{unit.name} in {name!r} is stored as {source.storage}; that can be copied, not mixed or converted"
                 )
-    if kind != "copy" and storage in NEED_IMATRIX:
+    importance = _importance(imatrix, unit) if kind != "copy" and storage in QUANTS else None
+    if isinstance(importance, str):
+        return importance
+    if kind != "copy" and storage in NEED_IMATRIX and importance is None:
         return f"{unit.name} would be encoded in {storage}, which can't be done without an imatrix"
     if_equal = _if_equal(inputs, is_stored_alike) if kind == "mix" else None
-    return Draft(unit.name, unit.role, rule, kind, inputs, storage, tensors, if_equal)
+    return Draft(unit.name, unit.role, rule, kind, inputs, storage, tensors, if_equal, importance)
+
+
+def _importance(imatrix: ImatrixFile | None, unit: Unit) -> Importance | str | None:
+    """Where a unit's line of an importance matrix is; what is wrong with it, or None if there is none."""
+    stack = stack_of(unit.name)
+    found = None if imatrix is None else imatrix.entries.get(stack or unit.name)
+    if found is None:
+        return None
+    entry, cols = found
+    rows = numel_of(unit.shape[:-1])
+    number = unit.role.expert if stack is not None else None
+    if cols != unit.shape[-1] or (rows % entry.rows if number is None else number >= entry.rows):
+        return f"{unit.name} is {list(unit.shape)}; its entry in the importance matrix is {[entry.rows, cols]}"
+    if number is None:
+        return entry
+    return Importance(1, entry.sums + 4 * number * cols, entry.counts + 4 * number)
 
 
 def _rearranged(recipe: Recipe, unit: Unit, rule: int | None, inputs: tuple[Input, ...]) -> Draft | str:

@@ -13,7 +13,7 @@ from chimerakit.formats.gguf_header import ALIGNMENT, DEFAULT_ALIGNMENT, encode_
 from chimerakit.plan.drafts import Draft
 from chimerakit.plan.keys import keys_of_base, plan_keys
 from chimerakit.plan.layout import Layout, rows_of
-from chimerakit.records import Checkpoint, Header, HeaderPart, OutputShard, Recipe, Tensor
+from chimerakit.records import Checkpoint, Header, HeaderPart, ImatrixFile, OutputShard, Recipe, Tensor
 
 _NAME = "model"
 
@@ -34,13 +34,15 @@ class _File(NamedTuple):
     """The base's file with the same tensors."""
 
 
-def place_gguf(recipe: Recipe, parents: Mapping[str, Checkpoint], drafts: Sequence[Draft]) -> Layout:
+def place_gguf(
+    recipe: Recipe, parents: Mapping[str, Checkpoint], drafts: Sequence[Draft], imatrix: ImatrixFile | None = None
+) -> Layout:
     """Give every tensor of the child a file and an offset."""
     base = parents[recipe.base]
     stacks = _stacks(base, drafts)
     limit = recipe.output.split_max_size
     files = _as_base(base, stacks) if limit is None else _by_size(base, stacks, limit)
-    keys = plan_keys(recipe, parents, drafts)
+    keys = plan_keys(recipe, parents, drafts, imatrix)
     is_said = keys == keys_of_base(recipe, base)
     shards, moved = list[OutputShard](), dict[str, Tensor]()
     for number, file in enumerate(files):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from chimerakit.dtypes import numel_of
 from chimerakit.formats.gguf_header import encode_field
 from chimerakit.plan.drafts import Draft
-from chimerakit.records import Checkpoint, Field, HeaderPart, Recipe
+from chimerakit.records import Checkpoint, Field, HeaderPart, ImatrixFile, Recipe
 
 TEMPLATE = "tokenizer.chat_template"
 _TOKENIZER = "tokenizer."
@@ -58,7 +58,9 @@ def keys_of_base(recipe: Recipe, base: Checkpoint) -> list[Key]:
     return [Key(field.key, recipe.base, field) for field in base.fields if not field.key.startswith(_LAYOUT)]
 
 
-def plan_keys(recipe: Recipe, parents: Mapping[str, Checkpoint], drafts: Sequence[Draft]) -> list[Key]:
+def plan_keys(
+    recipe: Recipe, parents: Mapping[str, Checkpoint], drafts: Sequence[Draft], imatrix: ImatrixFile | None = None
+) -> list[Key]:
     """The child's keys but those of its split into files."""
     base = parents[recipe.base]
     found = {key.key: key for key in keys_of_base(recipe, base)}
@@ -72,6 +74,12 @@ def plan_keys(recipe: Recipe, parents: Mapping[str, Checkpoint], drafts: Sequenc
     is_stored_alike = all(base.tensors[draft.name].dtype == draft.storage for draft in drafts)
     if used != [recipe.base] or not is_stored_alike:
         _tell_the_truth(found, recipe, parents, drafts, used)
+    used_entries = [draft for draft in drafts if draft.importance is not None]
+    if imatrix is not None and used_entries:
+        _set(found, f"{_IMATRIX}file", "string", imatrix.name)
+        _set(found, f"{_IMATRIX}dataset", "string", ", ".join(imatrix.datasets))
+        _set(found, f"{_IMATRIX}entries_count", "u32", len(imatrix.entries))
+        _set(found, f"{_IMATRIX}chunks_count", "u32", imatrix.chunk_count)
     return list(found.values())
 
 

@@ -96,6 +96,7 @@ def _row(draft: Draft, moved: Mapping[str, Tensor]) -> Row:
         storage=draft.storage,
         outputs=outputs,
         if_equal=draft.if_equal,
+        importance=draft.importance,
     )
 
 

@@ -10,10 +10,12 @@ from chimerakit.plan.advice import SHOWN, few, say_ranges, way_out
 from chimerakit.plan.claims import Claims, Lacks, claim_units, parts_of
 from chimerakit.plan.deltas import Distances, delta_of, settle, undecided_units
 from chimerakit.plan.drafts import Draft, draft_unit
-from chimerakit.records import Gradient, Recipe, Rule, Span, Unit
+from chimerakit.records import Gradient, ImatrixFile, Recipe, Rule, Span, Unit
 
 
-def select(recipe: Recipe, anatomies: Mapping[str, Anatomy], distances: Distances) -> tuple[list[Draft], list[str]]:
+def select(
+    recipe: Recipe, anatomies: Mapping[str, Anatomy], distances: Distances, imatrix: ImatrixFile | None
+) -> tuple[list[Draft], list[str]]:
     """Every unit of the base with its rule and inputs, in the base's order; and everything that does not fit."""
     base = anatomies[recipe.base]
     claims = claim_units(recipe, base)
@@ -23,11 +25,15 @@ def select(recipe: Recipe, anatomies: Mapping[str, Anatomy], distances: Distance
         *_empty(recipe, claims, base),
         *_layerless(recipe, claims.of_rule),
     ]
-    return ([], problems) if problems else _drafts(recipe, anatomies, claims, distances)
+    return ([], problems) if problems else _drafts(recipe, anatomies, claims, distances, imatrix)
 
 
 def _drafts(
-    recipe: Recipe, anatomies: Mapping[str, Anatomy], claims: Claims, distances: Distances
+    recipe: Recipe,
+    anatomies: Mapping[str, Anatomy],
+    claims: Claims,
+    distances: Distances,
+    imatrix: ImatrixFile | None,
 ) -> tuple[list[Draft], list[str]]:
     """A draft for every claim, or what is wrong with its sources."""
     parts_at, of = parts_of(recipe, anatomies[recipe.base].num_layers), anatomies[recipe.base].checkpoint.format
@@ -48,7 +54,7 @@ def _drafts(
         elif isinstance(settled := settle(recipe, rule, unit, parts, distances), list):
             for name in settled:
                 undecided[rule, name][unit.name] = unit
-        elif isinstance(draft := draft_unit(recipe, unit, rule, settled, sources, of), str):
+        elif isinstance(draft := draft_unit(recipe, unit, rule, settled, sources, of, imatrix), str):
             complaints.append(draft)
         else:
             drafts.append(draft)

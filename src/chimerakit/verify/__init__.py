@@ -19,7 +19,7 @@ from chimerakit.events import Listener, ignore, one_at_a_time
 from chimerakit.formats import open_checkpoint
 from chimerakit.manifest import read_manifest
 from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
-from chimerakit.records import Checkpoint, Finding, Findings
+from chimerakit.records import Checkpoint, Finding, Findings, ImatrixFile
 from chimerakit.runners.local import default_threads
 from chimerakit.verify.disk import check_digests, check_files, check_headers, check_names, check_padding
 from chimerakit.verify.parents import check_parents
@@ -29,13 +29,14 @@ def verify_child(
     path: Path | str,
     parents: Mapping[str, Checkpoint] | None = None,
     *,
+    imatrix: ImatrixFile | None = None,
     threads: int | None = None,
     max_memory: int = MAX_MEMORY,
     listener: Listener = ignore,
 ) -> Findings:
     """Check a child against its manifest and, where parents are given, both against them.
 
-    threads: jobs at a time, at most; as many as max_memory (bytes) allows. Raises ManifestError if there is no readable
+    imatrix: the importance matrix that quants were encoded by, where the manifest names one. threads: jobs at a time, at most; as many as max_memory (bytes) allows. Raises ManifestError if there is no readable
     manifest, RecipeError or PlanError if its recipe and the parents make no plan, PlanError if one job needs more memory;
     anything else that is wrong is a finding.
     """
@@ -58,7 +59,7 @@ def verify_child(
         threads = scan_threads_within(len(manifest.units), 0, 1, max_memory, threads)
         findings += check_digests(child, manifest, threads, one_at_a_time(listener))
     else:
-        findings += check_parents(child, manifest, parents, threads, max_memory, one_at_a_time(listener))
+        findings += check_parents(child, manifest, parents, imatrix, threads, max_memory, one_at_a_time(listener))
     return _sum_up(path, findings, sum(t.nbytes for t in child.tensors.values()))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from chimerakit.card import CARD, write_card
@@ -20,6 +20,7 @@ from chimerakit.records import (
     Checkpoint,
     FileRow,
     Finding,
+    ImatrixFile,
     Job,
     Made,
     MadeRow,
@@ -43,6 +44,7 @@ def check_parents(
     child: Checkpoint,
     manifest: Manifest,
     parents: Mapping[str, Checkpoint],
+    imatrix: ImatrixFile | None,
     threads: int,
     max_memory: int,
     listener: Listener,
@@ -58,9 +60,12 @@ def check_parents(
     if unlike:
         yield from unlike
         return
+    if (problem := _other_imatrix(manifest, imatrix)) is not None:
+        yield Finding(False, MANIFEST, problem)
+        return
     # A map would have to be believed, so what a delta decides on is measured again.
     distances = measure_distances(recipe, parents, threads=threads, max_memory=max_memory, listener=listener)
-    plan = make_plan(recipe, parents, distances)
+    plan = make_plan(recipe, parents, distances, imatrix=imatrix)
     if plan.digest != manifest.plan:
         yield Finding(False, MANIFEST, "its recipe and parents give another plan than the one that it names")
         return
@@ -92,6 +97,16 @@ def check_parents(
     receipt = Receipt(0, 0, headers, tuple(made))
     expected = make_manifest(plan, [receipt], files, sha256, allow_nonfinite=True)
     yield from _compare_manifests(Path(child.root), manifest, replace(expected, chimerakit=manifest.chimerakit))
+
+
+def _other_imatrix(manifest: Manifest, imatrix: ImatrixFile | None) -> str | None:
+    """What is wrong with the importance matrix that is given, or with giving none."""
+    found = UNSET if imatrix is None else imatrix.digest
+    if found == manifest.imatrix:
+        return None
+    if imatrix is None:
+        return "names an importance matrix that quants were encoded by; give it, or they can't be proven (--imatrix)"
+    return "the importance matrix is not the one that quants were encoded by"
 
 
 def _other_parent(manifest: Manifest, name: str, parent: Checkpoint) -> Iterable[str]:
