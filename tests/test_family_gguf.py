@@ -207,3 +207,10 @@ def test_the_tour_of_quantised_parents_proves_its_children(tmp_path: Path) -> No
     assert shown.ok
     traces = {row.name: row.measurement.trace_share for row in shown.rows}
     assert traces == {"v3-like-q4_k_m": 0, "r1-like-q4_k_m": 1, "r1t": 1, "three-quarters": traces["three-quarters"]}
+
+
+def test_a_question_that_is_too_long_is_one_clear_error(family: dict[str, dict[str, Path]]) -> None:
+    """llama.cpp answers with an error of its own, which is told."""
+    answer = load_backend(family["Q4_K_M"]["v3"], max_new_tokens=1)
+    with pytest.raises(CheckpointError, match=r"llama\.cpp does not answer"):
+        answer(["1+2" * 2000])

@@ -304,3 +304,18 @@ def test_a_model_is_no_imatrix(pair: dict[str, Path]) -> None:
     """The right format, the wrong file."""
     with pytest.raises(CheckpointError, match="is no importance matrix"):
         read_imatrix(pair["v3"])
+
+
+def test_numbers_that_can_not_be_right_are_refused(pair: dict[str, Path], tmp_path: Path) -> None:
+    """Of chunks, and of columns: an entry of another shape is no missing one."""
+    path = write(tmp_path / "a.imatrix", entries_of(0))
+    data = path.read_bytes()
+    at = data.index(b"imatrix.chunk_count") + len("imatrix.chunk_count")
+    path.write_bytes(data[:at] + struct.pack("<Ii", 5, -4) + data[at + 8 :])
+    with pytest.raises(CheckpointError, match=r"imatrix\.chunk_count can't be right"):
+        read_imatrix(path)
+    entries = entries_of(0)
+    entries["output.weight"] = np.ones((1, 100), np.float32), np.ones(1, np.float32)
+    odd = {"v3": read_imatrix(write(tmp_path / "b.imatrix", entries))}
+    with pytest.raises(PlanError, match=r"the entry of output\.weight in the imatrix of 'v3' is of another shape"):
+        blend_imatrix(plan_of({"v3": pair["v3"]}), odd)

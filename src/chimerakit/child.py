@@ -21,6 +21,7 @@ from msgspec import Struct
 from chimerakit.card import CARD, write_card
 from chimerakit.errors import ChimerakitError, ManifestError, OutputError
 from chimerakit.events import Report
+from chimerakit.formats import used_padding
 from chimerakit.formats.safetensors import INDEX
 from chimerakit.manifest import MANIFEST, WORKSPACE, encode_manifest, make_manifest, read_manifest
 from chimerakit.output import Begun, check_output, foreign_files, is_finished, read_begun, signatures_of
@@ -46,6 +47,16 @@ class _Sealed(Struct, frozen=True):
     def of(cls, receipt: bytes, begun: bytes) -> "_Sealed":
         """Seal a receipt's text."""
         return cls(digest_of(begun + receipt), msgspec.Raw(receipt))
+
+
+def _linkable(plan: Plan) -> dict[str, tuple[str, str]]:
+    """Files of the child that may be a parent's: equal ones, without anything in their padding, which we leave zeros."""
+    shards = {(name, shard.name): shard for name, parent in plan.parents.items() for shard in parent.shards}
+    return {
+        file: (parent, shard)
+        for file, (parent, shard) in equal_shards(plan).items()
+        if used_padding(plan.parents[parent], shards[parent, shard]) is None
+    }
 
 
 def clean_up(path: Path) -> None:
@@ -81,7 +92,7 @@ class Child:
 
     def __init__(self, plan: Plan, path: Path, *, force: bool, allow_nonfinite: bool, sha256: bool, link: bool):
         self.path = path
-        self.linked = equal_shards(plan) if link else {}
+        self.linked = _linkable(plan) if link else {}
         """Weight files that are hard links, and the (parent, shard) that each is a link to."""
         self._plan = plan
         self._sha256 = sha256

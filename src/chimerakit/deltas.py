@@ -33,7 +33,7 @@ def read_distances(
                 "is of other checkpoints",
                 where=path,
                 expected=f"the base {recipe.base!r} and one of {', '.join(n for n in parents if n != recipe.base)}",
-                do=f"chimerakit compare {parents[recipe.base].root} PARENT -o MAP.npz",
+                do=f"chimerakit compare {parents[recipe.base].place} PARENT -o MAP.npz",
             )
         for name, apart in fitting.items():
             if name in given:

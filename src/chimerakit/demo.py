@@ -114,8 +114,9 @@ def _make_gguf(family: Path, output: Path, listener: Listener) -> Iterator[tuple
         command = [sys.executable, str(family / "to_gguf.py"), str(family / name), str(file), "--type", _QUANT]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
+            why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise CheckpointError(
-                f"can't be made: {done.stderr.strip().splitlines()[-1]}",
+                f"can't be made: {why}",
                 where=file,
                 do="pip install 'chimerakit[eval,gguf-quant]'",
             )

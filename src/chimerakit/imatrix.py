@@ -54,6 +54,10 @@ def blend_imatrix(plan: Plan, given: Mapping[str, Imatrix]) -> Blended:
         cols = rows[0].outputs[0].shape[-1]
         found = {parent: _fitted(each.entries.get(name), cols) for parent, each in given.items()}
         there = {parent: entry for parent, entry in found.items() if entry is not None}
+        if odd := [parent for parent, each in given.items() if name in each.entries and parent not in there]:
+            raise PlanError(
+                [f"the entry of {name} in the imatrix of {odd[0]!r} is of another shape than the tensor"], _REFUSED
+            )
         if len({entry.rows for entry in there.values()}) > 1:
             raise PlanError([f"{name} has entries of other shapes in {' and '.join(there)}"], _REFUSED)
         if not there:
@@ -110,7 +114,7 @@ class _Feeds:
 
     def _feeding(self, name: str, layer: int | None, expert: int | None) -> list[str]:
         for feed in self._patterns:
-            if _compiled(feed.to).fullmatch(name):
+            if any(_compiled(to).fullmatch(name) for to in feed.to):
                 return [by.replace("{layer}", str(layer)).replace("{expert}", str(expert)) for by in feed.by]
         return []
 

@@ -12,6 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFEndian, GGUFReader,
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chimerakit.anatomy import Anatomy
 from chimerakit.dtypes import GGML_TYPES
 from chimerakit.errors import CheckpointError
 from chimerakit.formats import open_checkpoint
@@ -369,3 +370,10 @@ def test_a_folder_of_several_models_is_refused(tmp_path: Path) -> None:
     assert message_of(tmp_path) == (
         f"{tmp_path}: holds several GGUF models\n  found:    a.gguf, b.gguf\n  to do:    give the file that is meant"
     )
+
+
+def test_a_number_of_layers_that_is_none_is_named_with_its_file(tmp_path: Path) -> None:
+    """Parents may lie in one folder."""
+    path = gguf_files.write(tmp_path / "m.gguf", {}, gguf_files.keys_of() | {"deepseek2.block_count": "three"})
+    with pytest.raises(CheckpointError, match=r"m\.gguf: the header: deepseek2\.block_count must be a whole number"):
+        Anatomy(open_checkpoint(path))

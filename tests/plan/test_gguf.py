@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFValueType
 
 from chimerakit.errors import PlanError
 from chimerakit.explain import explain_child
@@ -213,6 +213,49 @@ def test_keys_that_parents_do_not_share_are_listed(tmp_path: Path) -> None:
     )
 
 
+def test_a_base_that_gives_nothing_says_nothing_of_the_weights(tmp_path: Path) -> None:
+    """How they are stored, and by whose imatrix, is what the parent says that gives them."""
+    more = [
+        {"quantize.imatrix.file": f"{name}.dat", "general.file_type": number} for name, number in (("a", 15), ("b", 7))
+    ]
+    pair = {
+        name: gguf_files.make(tmp_path / f"{name}.gguf", seed, more=each)
+        for seed, (name, each) in enumerate(zip(("v3", "r1"), more, strict=True), 1)
+    }
+    merge_parents(plan_of(pair, "- {take: r1, components: all}"), tmp_path / "child")
+    found = keys_of(tmp_path / "child" / "model.gguf")
+    assert (found["quantize.imatrix.file"], found["general.file_type"]) == ("b.dat", 7)
+
+
+def test_a_type_that_has_no_number_is_not_said(tmp_path: Path) -> None:
+    """Better no file type than a wrong one."""
+    pair = {
+        name: gguf_files.make(tmp_path / f"{name}.gguf", seed, types={"ffn": "Q8_K"}, more={"general.file_type": seed})
+        for seed, name in enumerate(("v3", "r1"), 1)
+    }
+    merge_parents(plan_of(pair, R1T), tmp_path / "child")
+    assert "general.file_type" not in keys_of(tmp_path / "child" / "model.gguf")
+
+
+def test_a_tokenizer_of_another_size_is_refused(pair: Family, tmp_path: Path) -> None:
+    """The embedding has a row for each token; no engine would load the child."""
+    more = {"tokenizer.ggml.tokens": ["a"] * (gguf_files.VOCABULARY + 1)}
+    parents = {"v3": pair["v3"], "r1": gguf_files.make(tmp_path / "r1.gguf", 2, more=more)}
+    (problem,) = problems_of(parents, output="tokenizer: r1")
+    assert problem == "output: tokenizer: 'r1' has 97 tokens, and the base's embedding 96"
+
+
+def test_templates_with_names_go_with_the_template(tmp_path: Path) -> None:
+    """Not with the tokenizer."""
+    parents = {"v3": gguf_files.make(tmp_path / "v3.gguf", 1)}
+    more = {"tokenizer.chat_template.tool_use": "{{ tools }}", "tokenizer.chat_template": "{{ x }}"}
+    parents["r1"] = gguf_files.make(tmp_path / "r1.gguf", 2, more=more)
+    for output, has_tools in (("tokenizer: r1, chat_template: v3", False), ("chat_template: r1", True)):
+        folder = tmp_path / str(has_tools)
+        merge_parents(plan_of(parents, output=output), folder)
+        assert ("tokenizer.chat_template.tool_use" in keys_of(folder / "model.gguf")) == has_tools
+
+
 # ------------------------------------------------------------------------------------------------- files
 
 
@@ -252,6 +295,34 @@ def test_a_child_is_split_by_size(pair: Family, tmp_path: Path) -> None:
     check_child(tmp_path / "child", pair)
     merge_parents(plan_of({"v3": tmp_path / "child"}, output="split_max_size: 1TB"), tmp_path / "joined")
     assert (tmp_path / "joined" / "model.gguf").read_bytes() == (tmp_path / "whole" / "model.gguf").read_bytes()
+
+
+def test_a_first_file_without_tensors_is_written(tmp_path: Path) -> None:
+    """As llama-gguf-split writes it with --no-tensor-first-split: keys only."""
+    whole = gguf_files.layout()
+    keys = gguf_files.keys_of()
+    splits = [{"split.no": (n, GGUFValueType.UINT16), "split.count": (2, GGUFValueType.UINT16)} for n in range(2)]
+    total = {"split.tensors.count": (len(whole), GGUFValueType.INT32)}
+    gguf_files.write(tmp_path / "m-00001-of-00002.gguf", {}, keys | splits[0] | total)
+    gguf_files.write(tmp_path / "m-00002-of-00002.gguf", whole, {"deepseek2.expert_count": 4} | splits[1] | total)
+    parents = {"v3": tmp_path / "m-00001-of-00002.gguf", "r1": gguf_files.make(tmp_path / "r1.gguf", 2)}
+    merge_parents(plan_of(parents, R1T), tmp_path / "child")
+    assert [len(GGUFReader(file).tensors) for file in files_of(tmp_path / "child")] == [0, len(whole)]
+    check_child(tmp_path / "child", parents)
+
+
+def test_files_with_something_in_their_padding_are_not_linked(tmp_path: Path) -> None:
+    """The child has zeros there, and so it can be proven."""
+    path = gguf_files.make(tmp_path / "v3.gguf", 1, alignment=256)
+    tensor = next(t for t in open_checkpoint(path).tensors.values() if (t.start + t.nbytes) % 256)
+    data = bytearray(path.read_bytes())
+    for is_dirty in (False, True):
+        data[tensor.start + tensor.nbytes] = is_dirty
+        path.write_bytes(data)
+        child = tmp_path / f"child {is_dirty}"
+        merge_parents(plan_of({"v3": path}), child, link=True)
+        assert (child / "model.gguf").samefile(path) != is_dirty
+        assert verify_child(child, {"v3": open_checkpoint(path)}).ok
 
 
 def test_another_alignment_is_kept(tmp_path: Path) -> None:

@@ -101,6 +101,18 @@ def test_two_layouts_are_not_mixed(tmp_path: Path) -> None:
     )
 
 
+def test_a_dtype_that_changes_nothing_is_no_conversion(tmp_path: Path) -> None:
+    """Asked for BF16, another layout in BF16 is moved as ever."""
+    parents = {
+        "v3": make(tmp_path / "v3.gguf", 1, "BF16", old_mla=False),
+        "r1": make(tmp_path / "r1.gguf", 2, "BF16", old_mla=True),
+    }
+    taken = '- {take: r1, tensors: ["*.attn_k_b.weight", "*.attn_v_b.weight"]}'
+    assert plan_of(parents, taken, output="dtype: keep").rows
+    problems = problems_of(parents, taken, output="dtype: f32")
+    assert all("not mixed or converted" in problem for problem in problems)
+
+
 @pytest.mark.parametrize("is_base_fused", [False, True])
 def test_gate_and_up_are_fused_or_cut(is_base_fused: bool, tmp_path: Path) -> None:
     """Of each expert, in any type."""

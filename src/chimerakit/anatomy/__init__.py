@@ -52,7 +52,7 @@ class Layout(Struct, frozen=True, forbid_unknown_fields=True):
 class Feed(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the inputs of a tensor come from, by names with {layer} and {expert}."""
 
-    to: str
+    to: list[str]
     by: list[str]
     """Those of them that a model has."""
 
@@ -175,7 +175,7 @@ class Anatomy:
         if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < 1 << 20:
             raise CheckpointError(
                 f"{self.checkpoint.config_place}: {key} must be a whole number",
-                where=self.checkpoint.root,
+                where=self.checkpoint.place,
                 found=repr(found),
             )
         return found

@@ -26,7 +26,10 @@ Mixes = Annotated[
     typer.Option("--mix", metavar="NAME:COMPONENTS=SHARE", help="Without a recipe: mix, as r1:routed_experts=0.75."),
 ]
 Dtype = Annotated[
-    str | None, typer.Option(help="Without a recipe: how the child stores weights: keep, bf16, f16, f32, fp8-block.")
+    str | None,
+    typer.Option(
+        help="Without a recipe: how the child stores weights: keep, bf16, f16, f32, fp8-block; GGUF: q8_0, q4_k, ..."
+    ),
 ]
 ByImatrix = Annotated[
     Path | None,
@@ -84,6 +87,8 @@ def plan_of(
         wanted, folder = load_recipe(recipe), recipe.parent
     if split_max_size is not None:
         limit = nbytes_of(split_max_size, "--split-max-size")
+        if not limit:
+            raise RecipeError("is no size", where=f"--split-max-size {split_max_size}", expected="more than 0")
         wanted = replace(wanted, output=replace(wanted.output, split_max_size=limit))
     wanted, paths = locate_parents(wanted, given, folder)
     parents = _open_all(paths)

@@ -55,6 +55,13 @@ def _answered(server: Any, question: str, max_new_tokens: int) -> Generated:
         "reasoning_format": "none",  # traces stay in the text
     }
     found = server.handle_chat_completions(asked)
+    if "choices" not in found:
+        why = found.get("error", found)
+        raise CheckpointError(
+            "llama.cpp does not answer",
+            where=repr(question[:80]),
+            found=why.get("message", why) if isinstance(why, dict) else why,
+        )
     choice = found["choices"][0]
     is_ended = choice["finish_reason"] == "stop"
     return Generated(choice["message"]["content"] or "", found["usage"]["completion_tokens"], is_ended)

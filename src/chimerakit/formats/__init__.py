@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from chimerakit.errors import CheckpointError
-from chimerakit.records import Checkpoint
+from chimerakit.records import Checkpoint, Shard
+from chimerakit.stores.local import Reader
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
@@ -16,6 +17,21 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         return _open(path)
     except OSError as e:  # a folder that may not be listed or entered, a name too long
         raise CheckpointError(f"can't be read: {e.strerror}", where=e.filename or path) from e
+
+
+def used_padding(checkpoint: Checkpoint, shard: Shard) -> str | None:
+    """Where between the tensors of a file something stands that is no zero; None if nothing does."""
+    tensors = [tensor for tensor in checkpoint.tensors.values() if tensor.file == shard.name]
+    reader = Reader(Path(checkpoint.root, shard.name))
+    try:
+        at = shard.header_nbytes
+        for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.nbytes)):
+            if any(reader.read(at, tensor.start - at)):
+                return f"before {tensor.name}"
+            at = tensor.start + tensor.nbytes
+        return "at its end" if any(reader.read(at, shard.nbytes - at)) else None
+    finally:
+        reader.close()
 
 
 def _open(path: Path) -> Checkpoint:

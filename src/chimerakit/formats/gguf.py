@@ -104,11 +104,11 @@ def _open_parts(
     tensors = dict[str, Tensor]()
     for tensor in (tensor for _, part in opened for tensor in part.tensors):
         if (there := tensors.setdefault(tensor.name, tensor)) is not tensor:
-            raise CheckpointError(
-                f"the tensor {tensor.name!r} is in two parts, which are not of one model",
-                where=root,
-                found=f"{there.file}, {tensor.file}",
-            )
+            where, parts = root / tensor.file, f"{there.file}, {tensor.file}"
+            if there.file == tensor.file:
+                raise CheckpointError(f"{tensor.name!r} is there twice, as a tensor and in a stack", where=where)
+            what = f"the tensor {tensor.name!r} is in two parts, which are not of one model"
+            raise CheckpointError(what, where=where, found=parts)
     _check_total(first.values, tensors, root / names[0])
     return Checkpoint(
         root=str(root.resolve()),

@@ -59,7 +59,6 @@ class Parsed(NamedTuple):
     """Where each key lies."""
     tensors: list[Tensor]
     """In the order of their bytes."""
-    alignment: int
 
 
 class TooShortError(Exception):
@@ -145,7 +144,7 @@ def parse_header(
     found = [s for t in tensors for s in (_slices(t, experts) if is_stack(t.name) else (t,))]
     if len(found) > MAX_TENSORS:
         raise text.error("the header holds too much", expected=f"at most {MAX_TENSORS} tensors", found=len(found))
-    return Parsed(nbytes, values, tuple(fields), found, alignment)
+    return Parsed(nbytes, values, tuple(fields), found)
 
 
 def _check_magic(text: _Text) -> None:
@@ -299,7 +298,7 @@ def _slices(stack: Tensor, experts: object) -> list[Tensor]:
     """The tensors of single experts in one that holds those of all; the whole of any other."""
     if not isinstance(experts, int) or not stack.shape or not 0 < stack.shape[0] == experts:
         return [stack]
-    nbytes = stack.nbytes // max(1, experts)
+    nbytes = stack.nbytes // experts
     return [
         Tensor(f"{stack.name}[{n}]", stack.dtype, stack.shape[1:], stack.file, stack.start + n * nbytes, nbytes)
         for n in range(min(experts, MAX_TENSORS + 1))  # a huge number is refused, not walked through

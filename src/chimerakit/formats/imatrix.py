@@ -104,7 +104,7 @@ def _read_gguf(data: bytes, path: Path) -> Imatrix:
         sums, counts = tensors[name + _SUMS], tensors.get(name + _COUNTS)
         rows = 1 if len(sums.shape) < 2 else sums.shape[0]
         is_whole = counts is not None and counts.nbytes == 4 * rows and counts.dtype == "F32"
-        if counts is None or not is_whole or sums.dtype != "F32" or len(sums.shape) > 2:
+        if counts is None or not is_whole or sums.dtype != "F32" or len(sums.shape) not in (1, 2):
             raise CheckpointError(
                 f"{name!r} has no counts for its sums, or of another shape",
                 where=path,
@@ -117,14 +117,16 @@ def _read_gguf(data: bytes, path: Path) -> Imatrix:
     return Imatrix(
         entries,
         tuple(map(str, datasets)) if isinstance(datasets, list) else (),
-        _count(found.values, "imatrix.chunk_count"),
-        _count(found.values, "imatrix.chunk_size"),
+        _count(found.values, "imatrix.chunk_count", path),
+        _count(found.values, "imatrix.chunk_size", path),
     )
 
 
-def _count(values: Mapping[str, Any], key: str) -> int:
+def _count(values: Mapping[str, Any], key: str, path: Path) -> int:
     found = values.get(key, 0)
-    return found if isinstance(found, int) and not isinstance(found, bool) else 0
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < 1 << 32:
+        raise CheckpointError(f"{key} can't be right", where=path, expected="a u32", found=found)
+    return found
 
 
 def _read_legacy(data: bytes, path: Path) -> Imatrix:

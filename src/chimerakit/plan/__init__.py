@@ -116,10 +116,13 @@ def make_jobs(
     headers = {shard.name: shard.header for shard in plan.shards}
     sizes = {shard.name: shard.nbytes for shard in plan.shards}
     roots, signatures = plan.roots, plan.signatures
+    filled = {tensor.file for row in plan.rows for tensor in row.outputs}
     jobs = []
     for number, (first, last) in enumerate(plan.segments):
         rows = plan.rows[first:last]
         touched = dict.fromkeys(t.file for row in rows for t in row.outputs)
+        if number == 0:  # a file without tensors has no job of its own
+            touched |= dict.fromkeys(name for name in headers if name not in filled)
         mine = tuple(headers.pop(name) for name in touched if name in headers)
         used: dict[str, set[str]] = defaultdict(set)
         if plan.imatrix is not None and any(row.importance is not None for row in rows):

@@ -58,7 +58,7 @@ def undecided_units(
     for parent in recipe.parents:
         lacks = {rule: units for (rule, name), units in undecided.items() if name == parent and rule is not None}
         if lacks and parent not in distances:
-            folders = " ".join(shlex.quote(anatomies[name].checkpoint.root) for name in (base, parent))
+            folders = " ".join(shlex.quote(anatomies[name].checkpoint.place) for name in (base, parent))
             file = f"{base}-{parent}.npz"
             yield (
                 f"the delta of rule {', '.join(str(rule + 1) for rule in sorted(lacks))} asks how far {parent!r} is from "

@@ -105,7 +105,8 @@ def _rearranged(recipe: Recipe, unit: Unit, rule: int | None, inputs: tuple[Inpu
     """A unit that a parent stores in another layout: its numbers as they are, at other places."""
     part = next(part for part in inputs if part.arrangement is not None)
     there, arrangement = " and ".join(tensor.name for tensor in part.tensors), part.arrangement
-    if len(inputs) > 1 or part.share != 1 or recipe.output.dtype != "keep":
+    is_converted = _output_storage(recipe, Unit(unit.role, part.storage, unit.tensors)) != part.storage
+    if len(inputs) > 1 or part.share != 1 or is_converted:
         return f"{unit.name} lies in {there} in {part.parent!r}: from another layout it can be taken whole, not mixed or converted"
     if len({tensor.dtype for tensor in part.tensors}) > 1:
         return f"{unit.name} is one tensor, but {there} in {part.parent!r} are stored as {part.storage}"

@@ -5,7 +5,8 @@ whose child it is, how most of it is stored, and whether an imatrix made its qua
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 from chimerakit.dtypes import numel_of
@@ -15,6 +16,7 @@ from chimerakit.records import Checkpoint, Field, HeaderPart, ImatrixFile, Recip
 
 TEMPLATE = "tokenizer.chat_template"
 _TOKENIZER = "tokenizer."
+_TOKENS = "tokenizer.ggml.tokens"
 _LAYOUT = "split."
 _IMATRIX = "quantize.imatrix."
 _IDENTITY = (
@@ -28,7 +30,7 @@ _OF_PARENTS = ("name", "author", "version", "organization", "description", "url"
 _FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17,
     "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25, "IQ3_S": 26, "IQ2_S": 28, "IQ4_XS": 30,
-    "IQ1_M": 31, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38,
+    "IQ1_M": 31, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38, "NVFP4": 39, "Q1_0": 40,
 }  # fmt: skip
 """general.file_type of a file of which most weights are of a type: llama.cpp's `llama_ftype`, as its loader guesses it."""
 _FILE_TYPE = "general.file_type"
@@ -67,9 +69,9 @@ def plan_keys(
     tokenizer = recipe.output.tokenizer or recipe.base
     template = recipe.output.chat_template or tokenizer
     if tokenizer != recipe.base:
-        _take(found, parents, tokenizer, [k for k in _keys_of(parents[tokenizer], _TOKENIZER) if k != TEMPLATE])
+        _take(found, tokenizer, parents[tokenizer], lambda key: key.startswith(_TOKENIZER) and not _is_template(key))
     if template != recipe.base:
-        _take(found, parents, template, [TEMPLATE])
+        _take(found, template, parents[template], _is_template)
     used = [name for name in parents if any(part.parent == name for draft in drafts for part in draft.inputs)]
     is_stored_alike = all(base.tensors[draft.name].dtype == draft.storage for draft in drafts)
     if used != [recipe.base] or not is_stored_alike:
@@ -88,6 +90,8 @@ def key_problems(recipe: Recipe, parents: Mapping[str, Checkpoint]) -> Iterator[
     tokenizer, template = recipe.output.tokenizer, recipe.output.chat_template
     if tokenizer is not None and not any(_keys_of(parents[tokenizer], _TOKENIZER)):
         yield f"output: tokenizer: {tokenizer!r} has no tokenizer"
+    if tokenizer is not None and (mine := _length(parents[recipe.base])) != (theirs := _length(parents[tokenizer])):
+        yield f"output: tokenizer: {tokenizer!r} has {theirs} tokens, and the base's embedding {mine}"
     if template is not None and TEMPLATE not in parents[template].config:
         yield f"output: chat_template: {template!r} has no chat template"
 
@@ -112,19 +116,27 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else "another text" if isinstance(value, str) else "another list"
 
 
+def _length(checkpoint: Checkpoint) -> int | None:
+    """How many tokens a vocabulary has."""
+    found = checkpoint.config.get(_TOKENS)
+    return found["length"] if isinstance(found, dict) else None if found is None else len(found)
+
+
+def _is_template(key: str) -> bool:
+    """Whether a key is a chat template: the one, or one with a name."""
+    return key == TEMPLATE or key.startswith((f"{TEMPLATE}.", f"{TEMPLATE}s"))
+
+
 def _keys_of(checkpoint: Checkpoint, prefix: str) -> Iterator[str]:
     return (field.key for field in checkpoint.fields if field.key.startswith(prefix))
 
 
-def _take(found: dict[str, Key], parents: Mapping[str, Checkpoint], parent: str, keys: Collection[str]) -> None:
-    """Put another parent's keys in the place of the base's of the same kind."""
-    whole = keys != [TEMPLATE]
-    for key in [k for k in found if k.startswith(_TOKENIZER) and k not in keys and whole and k != TEMPLATE]:
+def _take(found: dict[str, Key], name: str, parent: Checkpoint, is_meant: Callable[[str], bool]) -> None:
+    """Put another parent's keys of a kind in the place of the base's."""
+    theirs = {field.key: field for field in parent.fields if is_meant(field.key)}
+    for key in [key for key in found if is_meant(key) and key not in theirs]:
         del found[key]
-    fields = {field.key: field for field in parents[parent].fields}
-    if not whole and TEMPLATE not in fields:
-        found.pop(TEMPLATE, None)
-    found.update({key: Key(key, parent, fields[key]) for key in keys if key in fields})
+    found.update({key: Key(key, name, field) for key, field in theirs.items()})
 
 
 def _tell_the_truth(
@@ -146,17 +158,29 @@ def _tell_the_truth(
             for key, value in said.items():
                 if isinstance(value, str):
                     _set(found, f"general.base_model.{number}.{key}", "string", value)
-    types = {parents[name].config.get(_FILE_TYPE) for name in used}
     is_computed = any(draft.kind != "copy" for draft in drafts)
-    if len(types) > 1 or is_computed:
-        most = Counter[str]()
-        for draft in drafts:
-            most[draft.storage] += numel_of(draft.tensors[0].shape)
-        _set(found, _FILE_TYPE, "u32", _FILE_TYPES.get(most.most_common(1)[0][0], 0))
-    of_imatrix = [{k: parents[name].config[k] for k in _keys_of(parents[name], _IMATRIX)} for name in used]
-    if is_computed or any(said != of_imatrix[0] for said in of_imatrix):
-        for key in [key for key in found if key.startswith(_IMATRIX)]:
-            del found[key]
+    for prefix in (_FILE_TYPE, _IMATRIX):
+        values = [{key: parents[name].config[key] for key in _keys_of(parents[name], prefix)} for name in used]
+        is_meant = methodcaller("startswith", prefix)
+        if not is_computed and all(each == values[0] for each in values):
+            _take(found, used[0], parents[used[0]], is_meant)  # not the base's, if it gives nothing
+        else:
+            for key in [key for key in found if is_meant(key) and key != _FILE_TYPE]:
+                del found[key]
+            if prefix == _FILE_TYPE:
+                _set_file_type(found, drafts)
+
+
+def _set_file_type(found: dict[str, Key], drafts: Sequence[Draft]) -> None:
+    """As most weights are stored; nothing where llama.cpp has no number for that."""
+    most = Counter[str]()
+    for draft in drafts:
+        most[draft.storage] += numel_of(draft.tensors[0].shape)
+    file_type = _FILE_TYPES.get(most.most_common(1)[0][0])
+    if file_type is None:
+        found.pop(_FILE_TYPE, None)
+    else:
+        _set(found, _FILE_TYPE, "u32", file_type)
 
 
 def _set(found: dict[str, Key], key: str, kind: str, value: Any) -> None:

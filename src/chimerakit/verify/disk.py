@@ -10,6 +10,7 @@ from msgspec import Struct
 from chimerakit.errors import ChimerakitError, ManifestError, printable
 from chimerakit.events import Listener, Report
 from chimerakit.execute import Inputs
+from chimerakit.formats import used_padding
 from chimerakit.manifest import MANIFEST
 from chimerakit.plan.ranges import read_runs
 from chimerakit.records import (
@@ -19,14 +20,13 @@ from chimerakit.records import (
     Manifest,
     OtherFile,
     Role,
-    Tensor,
     WeightFile,
 )
 from chimerakit.runners.watched import run_watched
 from chimerakit.scan import ScanJob, ScanUnit, scan_jobs
 from chimerakit.sinks import Digests
 from chimerakit.stores.digest import Hasher, digest_file, digest_range
-from chimerakit.stores.local import Reader, Readers
+from chimerakit.stores.local import Readers
 
 _CHILD = "child"
 _SHOWN = 160
@@ -135,21 +135,9 @@ def check_names(child: Checkpoint, manifest: Manifest) -> Iterable[Finding]:
 
 def check_padding(child: Checkpoint) -> Iterable[Finding]:
     """What lies between tensors, where a format aligns them, is zeros: no digest is of it, and anything might hide there."""
-    places: dict[str, list[Tensor]] = {shard.name: [] for shard in child.shards}
-    for tensor in child.tensors.values():
-        places[tensor.file].append(tensor)
     for shard in child.shards:
-        reader = Reader(Path(child.root, shard.name))
-        try:
-            at = shard.header_nbytes
-            for tensor in sorted(places[shard.name], key=lambda tensor: (tensor.start, tensor.nbytes)):
-                if any(reader.read(at, tensor.start - at)):
-                    yield Finding(False, shard.name, f"there is something in the padding before {tensor.name}")
-                at = tensor.start + tensor.nbytes
-            if any(reader.read(at, shard.nbytes - at)):
-                yield Finding(False, shard.name, "there is something in the padding at its end")
-        finally:
-            reader.close()
+        if (place := used_padding(child, shard)) is not None:
+            yield Finding(False, shard.name, f"there is something in the padding {place}")
 
 
 def claims(what: str, claimed: object, right: object, who: str) -> str:
