@@ -1,4 +1,4 @@
-"""Two GGUF parents with stacked experts in Q4_K, random bytes: `python -m benchmarks.gguf_parents OUT [--scale S]`, 2.0 GB each."""
+"""Two GGUF parents with stacked experts in Q4_K, random bytes: `python -m benchmarks.gguf_parents OUT [--scale S]`, 1.9 GB each."""
 
 import argparse
 from pathlib import Path
