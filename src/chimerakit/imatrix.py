@@ -6,7 +6,7 @@ before it. So a tensor's entry is that of the parents that give these (`feeds` i
     routed experts' and MLPs' down      the gate and up of the same layer and expert
     attn_output                         the values of that attention
     attn_q_b, attn_kv_b, attn_k_b, ...  what projects into the latent space
-    everything else                     the norm before it: the stream of hidden states is the base's, as a rule
+    everything else                     the base: it reads the stream of hidden states, which is the base's, as a rule
 
 Sums and counts are weighted alike. The limits: what experts a token is sent to is the router's choice, and the stream carries
 what all layers before have written; an imatrix of the child itself knows both.
@@ -14,7 +14,7 @@ what all layers before have written; an imatrix of the child itself knows both.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 from msgspec import Struct
@@ -24,6 +24,8 @@ from chimerakit.errors import PlanError
 from chimerakit.formats.gguf import stack_of
 from chimerakit.formats.imatrix import Entry, Imatrix
 from chimerakit.records import Plan, Row
+
+_REFUSED = "there can be no imatrix of this child"
 
 Weights = dict[str, float]
 """How much each parent counts."""
@@ -44,7 +46,8 @@ def blend_imatrix(plan: Plan, given: Mapping[str, Imatrix]) -> Blended:
 
     Raises PlanError for a child of safetensors, a parent that the plan does not have, or one that is missing.
     """
-    _check(plan, given)
+    if problems := list(_problems(plan, given)):
+        raise PlanError(problems, _REFUSED)
     feeds = _Feeds(plan)
     rows_of: dict[str, list[Row]] = {}
     for row in plan.rows:
@@ -80,18 +83,14 @@ def blend_imatrix(plan: Plan, given: Mapping[str, Imatrix]) -> Blended:
     )
 
 
-def _check(plan: Plan, given: Mapping[str, Imatrix]) -> None:
+def _problems(plan: Plan, given: Mapping[str, Imatrix]) -> Iterator[str]:
     base = plan.parents[plan.recipe.base]
-    used = {part.parent for row in plan.rows for part in row.inputs}
-    problems = {
-        f"the parents are {base.format}; an imatrix names tensors as GGUF does": base.format != "gguf",
-        f"an imatrix is given of {', '.join(given.keys() - plan.parents.keys())}, which the recipe does not name": bool(
-            given.keys() - plan.parents.keys()
-        ),
-        f"no imatrix is given of {', '.join(sorted(used - given.keys()))}": bool(used - given.keys()),
-    }
-    if found := [problem for problem, is_so in problems.items() if is_so]:
-        raise PlanError(found, _REFUSED)
+    if base.format != "gguf":
+        yield f"the parents are {base.format}; an imatrix names tensors as GGUF does"
+    if strange := sorted(given.keys() - plan.parents.keys()):
+        yield f"an imatrix is given of {', '.join(strange)}, which the recipe does not name"
+    if lacking := sorted({part.parent for row in plan.rows for part in row.inputs} - given.keys()):
+        yield f"no imatrix is given of {', '.join(lacking)}"
 
 
 class _Feeds:
@@ -150,6 +149,3 @@ def _fitted(entry: Entry | None, cols: int) -> Entry | None:
         return None
     rows = entry.cols // cols
     return Entry(rows, cols, entry.sums, entry.counts * rows)
-
-
-_REFUSED = "there can be no imatrix of this child"

@@ -6,8 +6,8 @@ byte, or none is left.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain, combinations, permutations, product
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, permutations, product
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -145,22 +145,26 @@ class _Unmixing:
         """Of a quant no number alone says what it was rounded from, as its block's scale depends on all of them: shares of few
         decimals near the best fit are tried, on a row first."""
         row = cut_unit(self._unit, Span(0, 1)) if len(self._unit.sides[CHILD].tensors[0].shape) > 1 else self._unit
-        wholes = [{parent: 1.0} for parent in self._parents]
-        given = dict[str, int]()
-        for shares in chain(wholes, () if len(self._parents) < 2 else self._near_fit()):
-            if given and shares not in wholes:
-                break
-            if self._made_of(shares, is_enough=1, of=row).count or (made := self._made_of(shares, is_enough=1)).count:
-                continue
-            if shares not in wholes:
-                rooms = {parent: Interval(share, share) for parent, share in shares.items()}
-                return replace(found, mixture=Mixture(shares, rooms, (), math.inf), nonfinite=made.nonfinite)
-            given[next(iter(shares))] = made.nonfinite
-        if not given:
+
+        def given_by(candidates: Iterable[dict[str, float]]) -> Iterator[tuple[dict[str, float], Unlike]]:
+            for shares in candidates:
+                if not self._made_of(shares, is_enough=1, of=row).count:
+                    made = self._made_of(shares, is_enough=1)
+                    if not made.count:
+                        yield shares, made
+
+        wholes = list(given_by({parent: 1.0} for parent in self._parents))
+        first = wholes[0] if wholes else next(given_by(self._near_fit()), None)
+        if first is None:
             return replace(found, why=f"no shares of few decimals give it, of those that are near in {self._storage}")
-        first = next(iter(given))
-        whole = Mixture({first: 1.0}, {first: Interval(1.0, 1.0)}, (), math.inf)
-        return replace(found, mixture=whole, converted=tuple(given), nonfinite=given[first])
+        shares, made = first
+        rooms = {parent: Interval(share, share) for parent, share in shares.items()}
+        return replace(
+            found,
+            mixture=Mixture(shares, rooms, (), math.inf),
+            converted=tuple(next(iter(whole)) for whole, _ in wholes),
+            nonfinite=made.nonfinite,
+        )
 
     def _near_fit(self) -> Iterator[dict[str, float]]:
         """Mixes of two parents, or of all, near the one whose values come nearest to the child's; short decimals first."""
@@ -168,10 +172,12 @@ class _Unmixing:
 
         from chimerakit.numerics.compare import add_products, fit_shares
 
+        if len(self._parents) < 2:
+            return
+        corner = self._panels[0]
         for among in dict.fromkeys((*combinations(self._parents, 2), tuple(self._parents))):
             products = np.zeros((len(among) + 1, len(among) + 1))
-            for panel in self._panels[:1]:
-                add_products(products, self._values.of(CHILD, panel), [self._values.of(p, panel) for p in among])
+            add_products(products, self._values.of(CHILD, corner), [self._values.of(p, corner) for p in among])
             fit, _ = fit_shares(products)
             if not all(map(math.isfinite, fit)):
                 continue
@@ -208,9 +214,9 @@ class _Unmixing:
 
     def others(self) -> tuple[Mixture, ...]:
         """Shares that other encoders may have used; of quants nothing is known of others."""
-        found = []
         if self._storage in QUANTS:
             return ()
+        found = []
         for rounding in OTHERS:
             if self._may_be_apart() if rounding.is_apart else not self._holds_codes:
                 corners = self._panels[:: max(1, -(-len(self._panels) // _CORNERS))]

@@ -16,16 +16,17 @@ from msgspec.structs import replace
 from chimerakit.dtypes import QUANTS
 from chimerakit.errors import PlanError
 from chimerakit.execute import header_digest
+from chimerakit.formats.gguf_header import CHAT_TEMPLATE
 from chimerakit.plan import make_plan
 from chimerakit.plan.deltas import Distances
 from chimerakit.plan.files import choose_files
-from chimerakit.plan.keys import TEMPLATE, differing_keys
+from chimerakit.plan.keys import differing_keys
 from chimerakit.records import Checkpoint, FileRow, Output, Plan, Recipe
 from chimerakit.stores.digest import digest_of
 
 _DTYPES = get_args(Output.__annotations__["dtype"])
 _SHARDS: tuple[Literal["base", "by-rule"], ...] = ("base", "by-rule")
-_TEMPLATES = ("chat_template.jinja", "tokenizer_config.json", TEMPLATE)
+_TEMPLATES = ("chat_template.jinja", "tokenizer_config.json", CHAT_TEMPLATE)
 _OPENING = "<think>"
 
 Digest = Callable[[Path], str]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chimerakit.errors import CheckpointError
-from chimerakit.formats.gguf_header import Parsed, TooShortError, parse_header
+from chimerakit.formats.gguf_header import ARCHITECTURE, CHAT_TEMPLATE, SPLIT, Parsed, TooShortError, parse_header
 from chimerakit.formats.safetensors import WEIGHT_SUFFIXES
 from chimerakit.records import Checkpoint, File, Shard, Tensor
 from chimerakit.stores.digest import digest_of
@@ -24,9 +24,6 @@ _SPLIT = re.compile(r"(?P<name>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.
 """llama.cpp's llama_split_path."""
 _STACK = re.compile(r"\.ffn_(?:gate|up|down|gate_up)_exps\.[a-z_]+$")
 """What llama.cpp calls the weights of all experts of a layer in one tensor."""
-_TEMPLATE = "tokenizer.chat_template"
-_LAYOUT = "split."
-"""Keys that tell how a model is split into files, and nothing of the model."""
 _NOT_OURS = ("chimerakit.json", "README.md")
 
 
@@ -114,13 +111,13 @@ def _open_parts(
         root=str(root.resolve()),
         shards=tuple(shard for shard, _ in opened),
         tensors=tensors,
-        config={key: value for key, value in first.values.items() if not key.startswith(_LAYOUT)},
+        config={key: value for key, value in first.values.items() if not key.startswith(SPLIT)},
         files=tuple(files),
         left_out=tuple(left_out),
         index=None,
         is_folder=is_folder,
         format="gguf",
-        texts={_TEMPLATE: template} if isinstance(template := first.values.get(_TEMPLATE), str) else {},
+        texts={CHAT_TEMPLATE: template} if isinstance(template := first.values.get(CHAT_TEMPLATE), str) else {},
         fields=first.fields,
     )
 
@@ -161,9 +158,9 @@ def is_stack(name: str) -> bool:
 
 def _check_model(values: Mapping[str, Any], where: Path) -> None:
     kind = values.get("general.type", "model")
-    if not isinstance(values.get("general.architecture"), str) or kind != "model":
+    if not isinstance(values.get(ARCHITECTURE), str) or kind != "model":
         raise CheckpointError(
-            "holds no language model", where=where, expected="general.architecture", found=f"general.type {kind!r}"
+            "holds no language model", where=where, expected=ARCHITECTURE, found=f"general.type {kind!r}"
         )
 
 

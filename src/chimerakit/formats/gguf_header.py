@@ -5,7 +5,7 @@ some more: every count is bounded by the bytes that are there before it is used,
 misuse it stops.
 
 A vocabulary is a list of 130,000 texts, and so are its merges. They are walked over, checked to be Unicode and kept as
-what identifies them (`LongList`), not as Python objects.
+what identifies them, length and digest, not as Python objects.
 """
 
 import struct
@@ -20,6 +20,10 @@ from chimerakit.stores.digest import digest_of
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = "general.alignment"
+ARCHITECTURE = "general.architecture"
+CHAT_TEMPLATE = "tokenizer.chat_template"
+SPLIT = "split."
+"""Keys that tell how a model is split into files, and nothing of the model."""
 DEFAULT_ALIGNMENT = 32
 MAX_TENSORS = 150_000
 """In one file, slices of stacked experts counted each: every one costs far more memory than its entry."""
@@ -54,11 +58,16 @@ class Parsed(NamedTuple):
     nbytes: int
     """Everything before the first weight byte."""
     values: dict[str, Any]
-    """A long list is said in short (`_long_list`)."""
+    """Instead of a long list, its kind, length and digest."""
     fields: tuple[Field, ...]
     """Where each key lies."""
     tensors: list[Tensor]
     """In the order of their bytes."""
+
+
+def padded(nbytes: int, alignment: int) -> int:
+    """As many bytes, filled up to the next multiple of the alignment."""
+    return -(-nbytes // alignment) * alignment
 
 
 class TooShortError(Exception):
@@ -136,9 +145,9 @@ def parse_header(
     values, fields = _parse_fields(text, num_keys)
     alignment = _alignment(values, fields, text)
     infos = [_parse_info(text) for _ in range(num_tensors)]
-    nbytes = -(-text.at // alignment) * alignment
+    nbytes = padded(text.at, alignment)
     said = {**values, **model}
-    experts = said.get(f"{said.get('general.architecture')}.expert_count")
+    experts = said.get(f"{said.get(ARCHITECTURE)}.expert_count")
     tensors = _place(infos, name, nbytes, file_nbytes, alignment, text)
     nbytes = min(nbytes, file_nbytes)  # without tensors nothing need be filled up
     found = [s for t in tensors for s in (_slices(t, experts) if is_stack(t.name) else (t,))]
@@ -213,8 +222,7 @@ def _parse_array(text: _Text, key: str) -> tuple[Any, str]:
     else:
         letter = _NUMBERS[code][1]
         text.skip(count * struct.calcsize(letter))
-        short = min(count, _SHOWN)
-        values = list(struct.unpack_from(f"<{short}{letter}", text.data, start)) if short == count else []
+        values = list(struct.unpack_from(f"<{count}{letter}", text.data, start)) if count <= _SHOWN else []
         values = [bool(value) for value in values] if _KINDS[code] == "bool" else values
     kind = f"[{_KINDS[code]}]"
     if count <= _SHOWN:
@@ -272,7 +280,7 @@ def _place(infos: list[_Info], name: str, start: int, file_nbytes: int, alignmen
         nbytes = nbytes_of(info.dtype, info.shape) if is_possible else None
         if nbytes is None:
             raise text.error(f"{info.name!r} has an impossible shape", found=f"{info.dtype} {list(info.shape)}")
-        expected = -(-end // alignment) * alignment
+        expected = padded(end, alignment)
         # Gaps hide data, overlaps let one tensor be another.
         if info.offset != expected:
             raise text.error(
@@ -284,7 +292,7 @@ def _place(infos: list[_Info], name: str, start: int, file_nbytes: int, alignmen
         found.append(Tensor(info.name, info.dtype, info.shape, name, start + expected, nbytes))
     # Bytes after the last tensor hide data; missing ones are a download that broke off.
     last = start + end if infos else text.at
-    if not last <= file_nbytes <= -(-last // alignment) * alignment:
+    if not last <= file_nbytes <= padded(last, alignment):
         raise text.error(
             "the file is truncated" if file_nbytes < last else "bytes follow the last tensor",
             expected=f"{last} bytes in all",
@@ -337,6 +345,5 @@ def encode_infos(tensors: Iterable[tuple[str, str, tuple[int, ...]]], alignment:
         offsets.append(end)
         found += encode_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
         found += struct.pack("<IQ", GGML_TYPES[dtype].id, end)
-        end += nbytes_of(dtype, shape) or 0
-        end += -end % alignment
+        end = padded(end + (nbytes_of(dtype, shape) or 0), alignment)
     return bytes(found), offsets

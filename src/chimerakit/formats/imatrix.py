@@ -16,10 +16,12 @@ from chimerakit.errors import CheckpointError
 from chimerakit.formats.gguf_header import (
     DEFAULT_ALIGNMENT,
     MAGIC,
+    Parsed,
     TooShortError,
     encode_field,
     encode_infos,
     encode_opening,
+    padded,
     parse_header,
 )
 from chimerakit.records import ImatrixFile, Importance
@@ -59,20 +61,22 @@ class Imatrix(Struct, frozen=True):
 def read_imatrix(path: Path) -> Imatrix:
     """An importance matrix of either format. Raises CheckpointError for a file that is none, or damaged."""
     data = read_file(path, MAX_NBYTES)
-    return _read_gguf(data, path) if data[:4] == MAGIC else _read_legacy(data, path)
+    return _imatrix_of(_parse(data, path), data, path) if data[:4] == MAGIC else _read_legacy(data, path)
 
 
 def open_imatrix(path: Path) -> ImatrixFile:
     """Where everything stands in a file of the GGUF format. Raises CheckpointError, for a legacy file as well."""
-    found = read_imatrix(path)
-    if found.is_legacy:
+    data = read_file(path, MAX_NBYTES)
+    if data[:4] != MAGIC:
+        _read_legacy(data, path)  # or it is none at all
         raise CheckpointError(
             "is a legacy importance matrix, which can't be read piece by piece",
             where=path,
             do="chimerakit imatrix makes a GGUF file of it",
         )
-    data = read_file(path, MAX_NBYTES)
-    tensors = {t.name: t for t in parse_header(data, path.name, len(data), path, lambda _: False, {}).tensors}
+    parsed = _parse(data, path)
+    found = _imatrix_of(parsed, data, path)
+    tensors = {tensor.name: tensor for tensor in parsed.tensors}
     entries = {
         name: (Importance(entry.rows, tensors[name + _SUMS].start, tensors[name + _COUNTS].start), entry.cols)
         for name, entry in found.entries.items()
@@ -90,11 +94,14 @@ def open_imatrix(path: Path) -> ImatrixFile:
     )
 
 
-def _read_gguf(data: bytes, path: Path) -> Imatrix:
+def _parse(data: bytes, path: Path) -> Parsed:
     try:
-        found = parse_header(data, path.name, len(data), path, lambda _: False, {})
+        return parse_header(data, path.name, len(data), path, lambda _: False, {})
     except TooShortError:
         raise CheckpointError("ends within its header", where=path, do="get the file again") from None
+
+
+def _imatrix_of(found: Parsed, data: bytes, path: Path) -> Imatrix:
     kind = found.values.get("general.type")
     if kind != "imatrix":
         raise CheckpointError("is no importance matrix", where=path, expected="general.type imatrix", found=repr(kind))
@@ -168,12 +175,12 @@ def encode_imatrix(imatrix: Imatrix) -> bytes:
     ]
     parts = [part for name, entry in sorted(imatrix.entries.items()) for part in _parts(name, entry)]
     infos, offsets = encode_infos(((name, "F32", shape) for name, shape, _ in parts), DEFAULT_ALIGNMENT)
-    data = bytearray(encode_opening(len(parts), len(keys)) + b"".join(keys) + infos)
-    data += bytes(-len(data) % DEFAULT_ALIGNMENT)
-    start = len(data)
+    head = encode_opening(len(parts), len(keys)) + b"".join(keys) + infos
+    start = padded(len(head), DEFAULT_ALIGNMENT)
+    data = bytearray(head)
     for offset, (_, _, content) in zip(offsets, parts, strict=True):
-        data += bytes(start + offset - len(data)) + content
-    return bytes(data + bytes(-len(data) % DEFAULT_ALIGNMENT))
+        data = data.ljust(start + offset, b"\0") + content
+    return bytes(data.ljust(padded(len(data), DEFAULT_ALIGNMENT), b"\0"))
 
 
 def _parts(name: str, entry: Entry) -> Iterable[tuple[str, tuple[int, ...], bytes]]:

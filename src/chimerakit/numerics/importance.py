@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from chimerakit.numerics.fp8 import F32
+
 F64 = npt.NDArray[np.float64]
 
 

@@ -19,11 +19,7 @@ def part_of(whole: U8, heads: int, rows: tuple[int, int], number: int, width: in
     for rows as they are. Returns bytes in storage order.
     """
     require(whole.shape[0] == heads * sum(rows), f"{whole.shape[0]} rows for {heads} heads of {rows}")
-    found = (
-        whole.reshape(heads, sum(rows), -1)[:, : rows[0]]
-        if number == 0
-        else whole.reshape(heads, sum(rows), -1)[:, rows[0] :]
-    )
+    found = np.split(whole.reshape(heads, sum(rows), -1), rows[:1], axis=1)[number]
     return _flat(found if width is None else _transposed(found, width))
 
 

@@ -9,13 +9,21 @@ from typing import NamedTuple
 
 from chimerakit.dtypes import nbytes_of
 from chimerakit.formats.gguf import split_name, stack_of
-from chimerakit.formats.gguf_header import ALIGNMENT, DEFAULT_ALIGNMENT, encode_field, encode_infos, encode_opening
+from chimerakit.formats.gguf_header import (
+    ALIGNMENT,
+    DEFAULT_ALIGNMENT,
+    encode_field,
+    encode_infos,
+    encode_opening,
+    padded,
+)
 from chimerakit.plan.drafts import Draft
 from chimerakit.plan.keys import keys_of_base, plan_keys
 from chimerakit.plan.layout import Layout, rows_of
 from chimerakit.records import Checkpoint, Header, HeaderPart, ImatrixFile, OutputShard, Recipe, Tensor
 
-_NAME = "model"
+_STEM = "model"
+"""What the child's files are called."""
 
 
 class _Stack(NamedTuple):
@@ -46,7 +54,7 @@ def place_gguf(
     is_said = keys == keys_of_base(recipe, base)
     shards, moved = list[OutputShard](), dict[str, Tensor]()
     for number, file in enumerate(files):
-        name = split_name(_NAME, number + 1, len(files))
+        name = split_name(_STEM, number + 1, len(files))
         if file.original is not None and _is_kept(base, file) and (number > 0 or is_said):
             shard, placed = _keep(recipe.base, base, file, name)
         else:
@@ -87,7 +95,7 @@ def _by_size(base: Checkpoint, stacks: Iterable[_Stack], limit: int) -> list[_Fi
     """Files of at most so many bytes of tensors, unless one is larger: as llama-gguf-split cuts them."""
     files, size = [_File([], None)], 0
     for stack in stacks:
-        nbytes = _padded(nbytes_of(stack.dtype, stack.shape) or 0, _alignment(base))
+        nbytes = padded(nbytes_of(stack.dtype, stack.shape) or 0, _alignment(base))
         if files[-1].stacks and size + nbytes > limit:
             files.append(_File([], None))
             size = 0
@@ -121,7 +129,7 @@ def _lay_out(
     infos, offsets = encode_infos(((s.name, s.dtype, s.shape) for s in stacks), alignment)
     parts = [_new(encode_opening(len(stacks), len(keys))), *keys, _new(infos)]
     nbytes = sum(part.nbytes for part in parts)
-    start = _padded(nbytes, alignment)
+    start = padded(nbytes, alignment)
     parts = _joined([*parts, _new(bytes(start - nbytes))])
     placed, end = list[Tensor](), start
     for stack, offset in zip(stacks, offsets, strict=True):
@@ -130,7 +138,7 @@ def _lay_out(
             size = nbytes_of(t.dtype, t.shape) or 0
             placed.append(Tensor(t.name, t.dtype, t.shape, name, end, size))
             end += size
-    return OutputShard(name, start + _padded(end - start, alignment), Header(name, start, parts=tuple(parts))), placed
+    return OutputShard(name, start + padded(end - start, alignment), Header(name, start, parts=tuple(parts))), placed
 
 
 def _joined(parts: Iterable[HeaderPart]) -> list[HeaderPart]:
@@ -155,7 +163,3 @@ def _new(data: bytes) -> HeaderPart:
 
 def _alignment(base: Checkpoint) -> int:
     return int(base.config.get(ALIGNMENT, DEFAULT_ALIGNMENT))
-
-
-def _padded(nbytes: int, alignment: int) -> int:
-    return -(-nbytes // alignment) * alignment

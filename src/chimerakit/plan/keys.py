@@ -10,14 +10,12 @@ from operator import methodcaller
 from typing import Any, NamedTuple
 
 from chimerakit.dtypes import numel_of
-from chimerakit.formats.gguf_header import encode_field
+from chimerakit.formats.gguf_header import CHAT_TEMPLATE, SPLIT, encode_field
 from chimerakit.plan.drafts import Draft
 from chimerakit.records import Checkpoint, Field, HeaderPart, ImatrixFile, Recipe
 
-TEMPLATE = "tokenizer.chat_template"
 _TOKENIZER = "tokenizer."
 _TOKENS = "tokenizer.ggml.tokens"
-_LAYOUT = "split."
 _IMATRIX = "quantize.imatrix."
 _IDENTITY = (
     "general.base_model.", "general.dataset.", "general.source.", "general.finetune", "general.version", "general.uuid",
@@ -57,7 +55,7 @@ class Key(NamedTuple):
 
 def keys_of_base(recipe: Recipe, base: Checkpoint) -> list[Key]:
     """The base's keys but those of its split into files."""
-    return [Key(field.key, recipe.base, field) for field in base.fields if not field.key.startswith(_LAYOUT)]
+    return [Key(field.key, recipe.base, field) for field in base.fields if not field.key.startswith(SPLIT)]
 
 
 def plan_keys(
@@ -92,7 +90,7 @@ def key_problems(recipe: Recipe, parents: Mapping[str, Checkpoint]) -> Iterator[
         yield f"output: tokenizer: {tokenizer!r} has no tokenizer"
     if tokenizer is not None and (mine := _length(parents[recipe.base])) != (theirs := _length(parents[tokenizer])):
         yield f"output: tokenizer: {tokenizer!r} has {theirs} tokens, and the base's embedding {mine}"
-    if template is not None and TEMPLATE not in parents[template].config:
+    if template is not None and CHAT_TEMPLATE not in parents[template].config:
         yield f"output: chat_template: {template!r} has no chat template"
 
 
@@ -124,7 +122,7 @@ def _length(checkpoint: Checkpoint) -> int | None:
 
 def _is_template(key: str) -> bool:
     """Whether a key is a chat template: the one, or one with a name."""
-    return key == TEMPLATE or key.startswith((f"{TEMPLATE}.", f"{TEMPLATE}s"))
+    return key == CHAT_TEMPLATE or key.startswith((f"{CHAT_TEMPLATE}.", f"{CHAT_TEMPLATE}s"))
 
 
 def _keys_of(checkpoint: Checkpoint, prefix: str) -> Iterator[str]:
