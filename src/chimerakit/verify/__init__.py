@@ -36,9 +36,10 @@ def verify_child(
 ) -> Findings:
     """Check a child against its manifest and, where parents are given, both against them.
 
-    imatrix: the importance matrix that quants were encoded by, where the manifest names one. threads: jobs at a time, at most; as many as max_memory (bytes) allows. Raises ManifestError if there is no readable
-    manifest, RecipeError or PlanError if its recipe and the parents make no plan, PlanError if one job needs more memory;
-    anything else that is wrong is a finding.
+    imatrix: the importance matrix that quants were encoded by, where the manifest names one. threads: jobs at a time, at
+    most; as many as max_memory (bytes) allows. Raises ManifestError if there is no readable manifest, RecipeError or
+    PlanError if its recipe and the parents make no plan, PlanError if one job needs more memory; anything else that is
+    wrong is a finding.
     """
     path = Path(path)
     manifest = read_manifest(path)
