@@ -353,6 +353,28 @@ def test_what_hides_in_padding_is_found(tmp_path: Path) -> None:
     assert finding.says.startswith("there is something in the padding before ")
 
 
+@pytest.mark.parametrize("base", ["v3", "r1"])
+def test_a_parent_without_nextn_layers_is_one_of_the_same_model(base: str, tmp_path: Path) -> None:
+    """Many GGUF files lack them: the child has the base's, and a rule that would take them from where they aren't says so."""
+    pair = {
+        "v3": gguf_files.make(tmp_path / "v3.gguf", 1),
+        "r1": gguf_files.make(tmp_path / "r1.gguf", 2, mtp=True),
+    }
+    other = "r1" if base == "v3" else "v3"
+    rule = f"- {{take: {other}, components: routed_experts"
+    if base == "r1":
+        (problem,) = problems_of(pair, rule + "}", base=base)
+        assert problem.startswith("rule 1 takes 12 units from 'v3' that it does not have")
+        assert problem.endswith("add `mtp: false` to the rule to leave them out")
+    merge_parents(plan_of(pair, rule + ", mtp: false}", base=base), tmp_path / "child")
+    sources = {name: tensors_of(path) for name, path in pair.items()}
+    found = tensors_of(*files_of(tmp_path / "child"))
+    assert list(found) == list(sources[base])
+    for name, tensor in found.items():
+        assert tensor == sources[other if "_exps" in name and not name.startswith("blk.3.") else base][name]
+    check_child(tmp_path / "child", pair)
+
+
 # ----------------------------------------------------------------------------------------------- refused
 
 
@@ -364,6 +386,13 @@ def test_parents_of_other_shapes_are_refused(pair: Family, tmp_path: Path) -> No
     assert problem == (
         "'r1' has config values that give tensors another meaning than the base's: deepseek2.expert_used_count: 3, not 2"
     )
+
+
+def test_another_number_of_main_layers_is_refused(pair: Family, tmp_path: Path) -> None:
+    """Where one parent's last layer is an MTP layer, the other's is not."""
+    odd = gguf_files.make(tmp_path / "odd.gguf", 3, more={"deepseek2.nextn_predict_layers": 1})
+    (problem,) = problems_of({"v3": pair["v3"], "r1": odd}, R1T)
+    assert problem.endswith("another meaning than the base's: deepseek2.block_count: 2, not 3")
 
 
 def test_another_vocabulary_is_refused(pair: Family, tmp_path: Path) -> None:

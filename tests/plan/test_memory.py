@@ -8,10 +8,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from gguf import GGUFWriter
 
+from chimerakit.dtypes import nbytes_of
 from chimerakit.errors import PlanError
 from chimerakit.plan.memory import MAX_MEMORY, peak_memory, threads_within
-from tests import synthetic
+from tests import gguf_files, llama_cpp, synthetic
 from tests.merging import MIX_ALL, run_python
 from tests.plan.models import model, plan_of
 
@@ -113,6 +115,31 @@ def big_checkpoint(root: Path, seed: int, name: str, dtype: str, shape: tuple[in
     return root
 
 
+def big_gguf(path: Path, seed: int, dtype: str, shape: tuple[int, ...], *, is_dense: bool) -> Path:
+    """A stack of experts that is large; the first weights of each are random, the others too, or a hole in the file."""
+    writer = GGUFWriter(path, "deepseek2")
+    for key, value in (gguf_files.keys_of() | {"deepseek2.expert_count": shape[0]}).items():
+        gguf_files.add_key(writer, key, value)
+    nbytes = nbytes_of(dtype, shape) or 0
+    kind = gguf_files.type_of(dtype)
+    writer.add_tensor_info("blk.1.ffn_down_exps.weight", shape, np.dtype(np.float32), nbytes, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    weights = np.random.default_rng(seed).normal(size=(1 << 6, 1 << 12)).astype(np.float32)
+    data = llama_cpp.encode(weights, dtype).tobytes()
+    with path.open("ab") as file:
+        file.write(bytes(-file.tell() % 32))
+        start = file.tell()
+        file.truncate(start + nbytes)
+    with path.open("r+b") as file:
+        for at in range(0, nbytes, len(data) if is_dense else nbytes // shape[0]):
+            file.seek(start + at)
+            file.write(data)
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype", "shape", "rules", "most"),
@@ -128,18 +155,45 @@ def test_memory_stays_within_what_was_allowed(
     name: str, dtype: str, shape: tuple[int, ...], rules: str, most: int, tmp_path: Path
 ) -> None:
     """The whole process, for a tensor of 2 GiB, stays below the plan's promise, which stays below the bound (MB)."""
-    is_copy = "take" in rules
     parents = [
-        big_checkpoint(tmp_path / parent, seed, name, dtype, shape, is_dense=is_copy and parent == "r1")
+        big_checkpoint(tmp_path / parent, seed, name, dtype, shape, is_dense="take" in rules and parent == "r1")
         for seed, parent in enumerate(("v3", "r1"))
     ]
+    check_memory(parents, tmp_path / "child", rules, most, 2 << 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "shape", "rules", "most"),
+    [
+        pytest.param("Q4_K", (8, 1 << 16, 1 << 13), "- {take: r1, components: all}", 130, id="copies"),
+        pytest.param("Q8_0", (8, 1 << 14, 1 << 13), MIX_ALL, 700, id="q8_0"),
+        pytest.param("Q4_K", (2, 1 << 14, 1 << 13), MIX_ALL, 700, id="q4_k"),
+        pytest.param("Q4_K", (2, 1 << 8, 1 << 19), MIX_ALL, 700, id="q4_k, very wide"),
+    ],
+)
+def test_memory_of_quants_stays_within_what_was_allowed(
+    dtype: str, shape: tuple[int, ...], rules: str, most: int, tmp_path: Path
+) -> None:
+    """The same for stacks of experts in GGUF, of 1 GiB and of 150 MB: picked, and decoded, mixed and encoded."""
+    parents = [
+        big_gguf(tmp_path / f"{parent}.gguf", seed, dtype, shape, is_dense="take" in rules and parent == "r1")
+        for seed, parent in enumerate(("v3", "r1"))
+    ]
+    check_memory(parents, tmp_path / "child", rules, most, nbytes_of(dtype, shape) or 0)
+
+
+def check_memory(parents: list[Path], child: Path, rules: str, most: int, least_nbytes: int) -> None:
+    """Merge in a process of its own, which may take so many MB; afterwards nothing large is left."""
     try:
-        done = run_python(MEASURE, *parents, tmp_path / "child", rules, most * MB)
+        done = run_python(MEASURE, *parents, child, rules, most * MB)
         assert done.returncode == 0, done.stderr
         peak, planned, nbytes, outcomes = json.loads(done.stdout)
     finally:
-        for folder in (*parents, tmp_path / "child"):
-            shutil.rmtree(folder, ignore_errors=True)
-    assert nbytes > 2 << 30
-    assert outcomes == ["copied" if is_copy else "mixed"]
+        for path in (*parents, child):
+            if path.is_file():
+                path.unlink()
+            shutil.rmtree(path, ignore_errors=True)
+    assert nbytes > least_nbytes
+    assert outcomes == ["copied" if "take" in rules else "mixed"]
     assert peak <= planned <= most * MB

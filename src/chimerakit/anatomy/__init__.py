@@ -180,6 +180,15 @@ class Anatomy:
             )
         return found
 
+    def meaning(self) -> dict[str, Any]:
+        """The config values that parents must agree on. MTP layers are none of them: where the number of layers counts these
+        it is that of the main ones here, as some files of a model have them and others don't."""
+        found = config_meaning(self.family, self.checkpoint.config)
+        if self.family.layers_hold_mtp:
+            del found[self.key(self.family.mtp_layers)]
+            found[self.key(self.family.layers)] = self.num_layers
+        return found
+
     def routing(self) -> Routing | str:
         """How its routers choose experts, or why that is unknown."""
         if self.family.routing is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from chimerakit.anatomy import GENERIC, Anatomy, config_meaning
+from chimerakit.anatomy import GENERIC, Anatomy
 from chimerakit.dtypes import MIXABLE, QUANTS
 from chimerakit.errors import PlanError
 from chimerakit.numerics import VERSION as NUMERICS
@@ -159,7 +159,7 @@ def _disagreements(base: str, anatomies: Mapping[str, Anatomy]) -> list[str]:
     """Parents of another family, or whose config gives the same tensors another meaning."""
     found = []
     own = anatomies[base]
-    meaning = config_meaning(own.family, own.checkpoint.config)
+    meaning = own.meaning()
     for name, anatomy in anatomies.items():
         formats = [a.checkpoint.format for a in (own, anatomy)]
         if formats[0] != formats[1]:
@@ -169,7 +169,7 @@ def _disagreements(base: str, anatomies: Mapping[str, Anatomy]) -> list[str]:
         if anatomy.family.name != own.family.name or (own.family.name == GENERIC and types[0] != types[1]):
             found.append(f"{name!r} is of another architecture than the base: model_type {types[1]}, not {types[0]}")
             continue
-        theirs = config_meaning(own.family, anatomy.checkpoint.config)
+        theirs = anatomy.meaning()
         unlike = [
             f"{key}: {theirs[key]!r}, not {value!r}"
             for key, value in meaning.items()
