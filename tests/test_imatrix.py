@@ -117,6 +117,17 @@ def test_each_tensor_has_the_entry_of_whose_activations_it_sees(
     check(found, {name: (r1 if "ffn_down_exps" in name else v3)[name] for name in v3})
 
 
+def test_what_is_absorbed_into_queries_sees_queries(
+    pair: dict[str, Path], matrices: dict[str, Path], tmp_path: Path
+) -> None:
+    """attn_k_b is multiplied with what attn_q_b gives, attn_v_b with what lies in the latent space."""
+    v3, r1 = (read(path) for path in matrices.values())
+    found = blended(pair, '- {take: r1, tensors: "blk.1.attn_q_b.weight"}', matrices, tmp_path)
+    check(found, {name: (r1 if name == "blk.1.attn_k_b.weight" else v3)[name] for name in v3})
+    found = blended(pair, '- {take: r1, tensors: "blk.1.attn_kv_a_mqa.weight"}', matrices, tmp_path)
+    check(found, {name: (r1 if name == "blk.1.attn_v_b.weight" else v3)[name] for name in v3})
+
+
 def test_single_experts_have_rows_of_their_own(
     pair: dict[str, Path], matrices: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -151,6 +162,8 @@ def test_an_expert_that_nobody_was_sent_to_has_what_the_other_parent_saw(pair: d
     given = {"v3": write(tmp_path / "v3.imatrix", v3), "r1": write(tmp_path / "r1.imatrix", r1)}
     found = blended(pair, R1T, given, tmp_path)
     assert np.array_equal(found[name][0][2], v3[name][0][2])
+    matrices = {parent: read_imatrix(path) for parent, path in given.items()}
+    assert blend_imatrix(plan_of(pair, R1T), matrices).unseen == {name: 1}
     assert np.array_equal(found[name][0][1], r1[name][0][1])
 
 

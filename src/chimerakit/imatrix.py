@@ -5,7 +5,8 @@ before it. So a tensor's entry is that of the parents that give these (`feeds` i
 
     routed experts' and MLPs' down      the gate and up of the same layer and expert
     attn_output                         the values of that attention
-    attn_q_b, attn_kv_b, attn_k_b, ...  what projects into the latent space
+    attn_q_b, attn_kv_b, attn_v_b       what projects into the latent space
+    attn_k_b                            the queries: it is multiplied with these, head by head
     everything else                     the base: it reads the stream of hidden states, which is the base's, as a rule
 
 Sums and counts are weighted alike. The limits: what experts a token is sent to is the router's choice, and the stream carries
@@ -39,6 +40,9 @@ class Blended(Struct, frozen=True):
     """Tensors by whose entries they have: v3, or v3 + r1."""
     missing: tuple[str, ...]
     """Tensors that the child has and no parent has an entry of."""
+    unseen: dict[str, int]
+    """Of each tensor how many rows, experts of a stack, got no token in the text of the parents whose entry they should have;
+    they have what the others saw, if anything."""
 
 
 def blend_imatrix(plan: Plan, given: Mapping[str, Imatrix]) -> Blended:
@@ -52,7 +56,7 @@ def blend_imatrix(plan: Plan, given: Mapping[str, Imatrix]) -> Blended:
     rows_of: dict[str, list[Row]] = {}
     for row in plan.rows:
         rows_of.setdefault(stack_of(row.unit) or row.unit, []).append(row)
-    entries, by_parents, missing = dict[str, Entry](), Counter[str](), list[str]()
+    entries, by_parents, missing, unseen = dict[str, Entry](), Counter[str](), list[str](), dict[str, int]()
     for name, rows in rows_of.items():
         cols = rows[0].outputs[0].shape[-1]
         found = {parent: _fitted(each.entries.get(name), cols) for parent, each in given.items()}
@@ -68,8 +72,10 @@ def blend_imatrix(plan: Plan, given: Mapping[str, Imatrix]) -> Blended:
                 missing.append(name)
             continue
         weights = [feeds.weights_of(row) for row in sorted(rows, key=lambda row: row.role.expert or 0)]
-        entries[name], used = _blend(there, weights)
+        entries[name], used, lost = _blend(there, weights)
         by_parents[used] += 1
+        if lost:
+            unseen[name] = lost
     matrices = list(given.values())
     return Blended(
         Imatrix(
@@ -80,6 +86,7 @@ def blend_imatrix(plan: Plan, given: Mapping[str, Imatrix]) -> Blended:
         ),
         dict(by_parents),
         tuple(missing),
+        unseen,
     )
 
 
@@ -123,8 +130,9 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{(?:layer|expert)\\\}", r"\\d+", re.escape(pattern)))
 
 
-def _blend(there: Mapping[str, Entry], weights: list[Weights]) -> tuple[Entry, str]:
-    """The entry of a tensor, and whose it is. weights: of each of its units, the experts of a stack in order."""
+def _blend(there: Mapping[str, Entry], weights: list[Weights]) -> tuple[Entry, str, int]:
+    """The entry of a tensor, whose it is, and how many of its rows these parents say nothing of. weights: of each of its units,
+    the experts of a stack in order."""
     import numpy as np
 
     from chimerakit.numerics.importance import blend
@@ -136,9 +144,9 @@ def _blend(there: Mapping[str, Entry], weights: list[Weights]) -> tuple[Entry, s
     sums = [np.frombuffer(entry.sums, np.float32).reshape(rows, cols) for entry in there.values()]
     counts = [np.frombuffer(entry.counts, np.float32) for entry in there.values()]
     table = np.array([[row.get(parent, 0.0) for row in weights] for parent in there])
-    total, seen = blend(sums, counts, table)
+    total, seen, lost = blend(sums, counts, table)
     used = [parent for parent, line in zip(there, table, strict=True) if line.any()]
-    return Entry(rows, cols, total.tobytes(), seen.tobytes()), " + ".join(used or there)
+    return Entry(rows, cols, total.tobytes(), seen.tobytes()), " + ".join(used or there), lost
 
 
 def _fitted(entry: Entry | None, cols: int) -> Entry | None:

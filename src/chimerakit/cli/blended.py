@@ -16,6 +16,7 @@ def imatrix_view(found: Blended, output: Path) -> dict[str, Any]:
         "entries": len(found.imatrix.entries),
         "by_parents": found.by_parents,
         "missing": found.missing,
+        "unseen": found.unseen,
         "datasets": found.imatrix.datasets,
     }
 
@@ -25,6 +26,12 @@ def print_imatrix(found: Blended, output: Path) -> None:
     print(printable(f"{output}: importance of {say_many(len(found.imatrix.entries), 'tensor')}"))
     for parents, count in found.by_parents.items():
         print(printable(f"  {count:,} of {parents}"))
+    if found.unseen:
+        rows = say_many(sum(found.unseen.values()), "row")
+        where = say_many(len(found.unseen), "tensor")
+        print(
+            f"note: {rows} of {where} (experts) saw no token of their own parents' text; they have what the others saw"
+        )
     for name in found.missing[:MOST_SHOWN]:
         print(printable(f"note: no parent has an entry of {name}"))
     if len(found.missing) > MOST_SHOWN:

@@ -10,20 +10,21 @@ from chimerakit.numerics.fp8 import F32
 F64 = npt.NDArray[np.float64]
 
 
-def blend(sums: Sequence[F32], counts: Sequence[F32], weights: F64) -> tuple[F32, F32]:
+def blend(sums: Sequence[F32], counts: Sequence[F32], weights: F64) -> tuple[F32, F32, int]:
     """Weighted sums of squares, and counts weighted in the same way: means are then weighted by weight x count.
 
     sums: of each parent (rows, cols). counts: of each parent (rows,). weights: (parents, rows), of each parent's rows; a parent
-    with a count of 0 in a row, or sums that are no numbers, says nothing of that row.
+    with a count of 0 in a row, or sums that are no numbers, says nothing of that row. Where none with a weight says anything, all
+    that do count alike; the last number is of how many rows that is.
     """
     known = np.stack([(count > 0) & np.isfinite(each).all(axis=1) for each, count in zip(sums, counts, strict=True)])
     weights = np.where(known, weights, 0.0)
     lost = weights.sum(axis=0) <= 0
-    weights[:, lost] = known[:, lost]  # whose inputs they would be nobody saw: all that anybody saw
+    weights[:, lost] = known[:, lost]
     total = np.zeros(sums[0].shape, np.float64)
     seen = np.zeros(len(counts[0]), np.float64)
     for each, count, weight in zip(sums, counts, weights, strict=True):
         there = weight > 0
         total[there] += weight[there, None] * each[there].astype(np.float64)
         seen[there] += weight[there] * count[there]
-    return total.astype(np.float32), seen.astype(np.float32)
+    return total.astype(np.float32), seen.astype(np.float32), int(lost.sum())
