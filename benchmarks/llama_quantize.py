@@ -19,9 +19,11 @@ from benchmarks.run import ROOT
 from gguf import GGUFReader
 
 from chimerakit.formats import open_checkpoint
+from chimerakit.formats.imatrix import open_imatrix
 from chimerakit.merge import merge_parents
 from chimerakit.plan import make_plan
 from chimerakit.recipe import parse_recipe
+from chimerakit.records import Plan
 
 FAMILY = ROOT / "examples" / "tiny-family"
 RECIPE = """
@@ -64,10 +66,27 @@ def load(folder: Path) -> Any:
     return library
 
 
-def mix(parents: dict[str, Path], dtype: str, folder: Path) -> Path:
-    """The mix, stored as a type."""
+def family_in_gguf(folder: Path) -> dict[str, Path]:
+    """The tiny family's parents, in BF16."""
+    sys.path.insert(0, str(FAMILY))
+    import to_gguf
+
+    parents = {parent: folder / f"{parent}.gguf" for parent in ("v3", "r1")}
+    for parent, file in parents.items():
+        to_gguf.convert(FAMILY / f"{parent}-like", file)
+    return parents
+
+
+def plan_of(parents: dict[str, Path], dtype: str, imatrix: Path | None = None) -> Plan:
+    """The plan of the mix, stored as a type."""
     opened = {name: open_checkpoint(path) for name, path in parents.items()}
-    merge_parents(make_plan(parse_recipe(RECIPE.format(dtype=dtype)), opened), folder)
+    matrix = None if imatrix is None else open_imatrix(imatrix)
+    return make_plan(parse_recipe(RECIPE.format(dtype=dtype)), opened, imatrix=matrix)
+
+
+def mix(parents: dict[str, Path], dtype: str, folder: Path, imatrix: Path | None = None) -> Path:
+    """The mix itself."""
+    merge_parents(plan_of(parents, dtype, imatrix), folder)
     return folder / "model.gguf"
 
 
@@ -76,19 +95,22 @@ def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
     return {t.name: (t.tensor_type.name, t.data.tobytes()) for t in GGUFReader(path).tensors}
 
 
+def is_equal(mine: Path, theirs: Path, says: str) -> bool:
+    """Whether all tensors of two files are equal; said."""
+    here, there = tensors_of(mine), tensors_of(theirs)
+    equal = sum(there.get(tensor) == content for tensor, content in here.items())
+    print(f"{says}: {equal} of {len(there)} tensors are equal, type and bytes")
+    return equal == len(there) == len(here)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", type=Path, help="the folder with libllama")
     library = load(parser.parse_args().library)
-    sys.path.insert(0, str(FAMILY))
-    import to_gguf
-
-    is_equal = True
+    found = []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        parents = {parent: root / f"{parent}.gguf" for parent in ("v3", "r1")}
-        for parent, file in parents.items():
-            to_gguf.convert(FAMILY / f"{parent}-like", file)
+        parents = family_in_gguf(root)
         whole = mix(parents, "f32", root / "f32")
         for dtype, file_type in FILE_TYPES.items():
             params = library.llama_model_quantize_default_params()
@@ -96,11 +118,8 @@ def main() -> int:
             theirs = root / f"{dtype}.gguf"
             if library.llama_model_quantize(os.fsencode(whole), os.fsencode(theirs), ctypes.byref(params)):
                 sys.exit(f"llama_model_quantize failed on {dtype}")
-            mine, wanted = tensors_of(mix(parents, dtype, root / dtype)), tensors_of(theirs)
-            equal = sum(wanted.get(tensor) == content for tensor, content in mine.items())
-            print(f"{dtype}: {equal} of {len(wanted)} tensors are equal, type and bytes")
-            is_equal &= equal == len(wanted) == len(mine)
-    return 0 if is_equal else 1
+            found.append(is_equal(mix(parents, dtype, root / dtype), theirs, dtype))
+    return 0 if all(found) else 1
 
 
 if __name__ == "__main__":

@@ -144,14 +144,28 @@ def test_single_experts_have_rows_of_their_own(
 def test_what_is_mixed_sees_blends_weighted_by_share_and_count(
     pair: dict[str, Path], matrices: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Sums and counts alike, so that the mean is that of what both saw."""
+    """Sums and counts alike, so that the mean is that of what both saw; counts are whole numbers, as llama.cpp rounds them."""
     v3, r1 = (read(path) for path in matrices.values())
     found = blended(pair, "- {mix: {r1: 0.75}, components: routed_experts}", matrices, tmp_path)
     name = "blk.2.ffn_down_exps.weight"
-    for part in (0, 1):
-        a, b = v3[name][part].astype(np.float64), r1[name][part].astype(np.float64)
-        np.testing.assert_allclose(found[name][part], 0.25 * a + 0.75 * b, rtol=1e-6)
+    sums, counts = (
+        0.25 * v3[name][part].astype(np.float64) + 0.75 * r1[name][part].astype(np.float64) for part in (0, 1)
+    )
+    assert np.array_equal(found[name][1], np.rint(counts))
+    np.testing.assert_allclose(found[name][0] / found[name][1][:, None], sums / counts[:, None], rtol=1e-6)
     assert np.array_equal(found["blk.2.ffn_up_exps.weight"][0], v3["blk.2.ffn_up_exps.weight"][0])
+
+
+def test_an_expert_that_was_seen_once_stays_seen(pair: dict[str, Path], tmp_path: Path) -> None:
+    """A share of one token is still one: 0.1 of a count would be rounded to none, and the columns to ones."""
+    v3, r1 = entries_of(0), entries_of(1)
+    name = "blk.1.ffn_down_exps.weight"
+    v3[name][1][2] = 0
+    r1[name][1][2] = 1
+    given = {"v3": write(tmp_path / "v3.imatrix", v3), "r1": write(tmp_path / "r1.imatrix", r1)}
+    found = blended(pair, "- {mix: {r1: 0.1}, components: routed_experts}", given, tmp_path)
+    assert found[name][1][2] == 1
+    np.testing.assert_allclose(found[name][0][2], r1[name][0][2], rtol=1e-6)
 
 
 def test_an_expert_that_nobody_was_sent_to_has_what_the_other_parent_saw(pair: dict[str, Path], tmp_path: Path) -> None:
@@ -217,7 +231,7 @@ def test_quants_are_encoded_by_it_as_llama_cpp_does(dtype: str, tmp_path: Path) 
         for seed, name in enumerate(("v3", "r1"), 1)
     }
     entries = entries_of(3)
-    entries["blk.1.ffn_up_exps.weight"][1][2] = 0  # an expert that no token was sent to
+    entries["blk.1.ffn_up_exps.weight"][1][1:3] = 1.5, 0  # counts are rounded; an expert that no token was sent to
     matrix = open_imatrix(write(tmp_path / "m.imatrix", entries))
     parents = {name: open_checkpoint(path) for name, path in pair.items()}
     rules = "- {mix: {r1: 0.75}, components: routed_experts}"
@@ -234,6 +248,7 @@ def test_quants_are_encoded_by_it_as_llama_cpp_does(dtype: str, tmp_path: Path) 
         if tensor.tensor_type.name in ("F32", "BF16"):
             continue
         sums, counts = entries[tensor.name]
+        counts = np.floor(counts + 0.5)
         means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], 1).astype(np.float32)
         matrices = values[tensor.name].reshape(len(means), -1, values[tensor.name].shape[-1])
         expected = [llama_cpp.encode(m, tensor.tensor_type.name, mean) for m, mean in zip(matrices, means, strict=True)]

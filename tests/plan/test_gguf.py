@@ -149,6 +149,17 @@ def test_experts_of_several_types_can_not_lie_in_one_tensor(pair: Family) -> Non
 # -------------------------------------------------------------------------------------------------- keys
 
 
+@pytest.mark.parametrize(
+    ("dtype", "narrow"),
+    [("q4_k", "Q5_0"), ("q5_k", "Q5_1"), ("q6_k", "Q8_0"), ("q3_k", "Q4_0"), ("iq4_xs", "IQ4_NL"), ("q8_0", "Q8_0")],
+)
+def test_rows_that_are_no_whole_blocks_are_stored_as_llama_cpp_does(pair: Family, dtype: str, narrow: str) -> None:
+    """attn_k_b has rows of 128 weights (tensor_type_fallback in llama-quant.cpp)."""
+    storages = {row.unit: row.storage for row in plan_of(pair, output=f"dtype: {dtype}").rows}
+    assert storages["blk.1.attn_k_b.weight"] == narrow
+    assert storages["blk.1.attn_v_b.weight"] == dtype.upper()
+
+
 def test_keys_tell_the_truth(pair: Family, tmp_path: Path) -> None:
     """A child is named as what it is; what is the model's structure is the base's."""
     merge_parents(plan_of(pair, R1T), tmp_path / "child")

@@ -11,7 +11,7 @@ F64 = npt.NDArray[np.float64]
 
 
 def blend(sums: Sequence[F32], counts: Sequence[F32], weights: F64) -> tuple[F32, F32, int]:
-    """Weighted sums of squares, and counts weighted in the same way: means are then weighted by weight x count.
+    """Weighted sums of squares, and counts weighted in the same way, in whole numbers: means are then weighted by weight x count.
 
     sums: of each parent (rows, cols). counts: of each parent (rows,). weights: (parents, rows), of each parent's rows; a parent
     with a count of 0 in a row, or sums that are no numbers, says nothing of that row. Where none with a weight says anything, all
@@ -27,4 +27,7 @@ def blend(sums: Sequence[F32], counts: Sequence[F32], weights: F64) -> tuple[F32
         there = weight > 0
         total[there] += weight[there, None] * each[there].astype(np.float64)
         seen[there] += weight[there] * count[there]
-    return total.astype(np.float32), seen.astype(np.float32), int(lost.sum())
+    # llama.cpp counts in whole numbers and would round: nothing that was seen may become unseen, and means stay what they are.
+    whole = np.maximum(np.rint(seen), seen > 0)
+    total *= (whole / np.where(seen > 0, seen, 1))[:, None]
+    return total.astype(np.float32), whole.astype(np.float32), int(lost.sum())

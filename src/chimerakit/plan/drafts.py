@@ -22,9 +22,14 @@ from chimerakit.recipe import SUM_TOLERANCE
 from chimerakit.records import Format, ImatrixFile, Importance, Input, Kind, Recipe, Role, Tensor, Unit
 
 _STORAGES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
-_FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"} | dict.fromkeys(
-    (name for name in QUANTS if GGML_TYPES[name].weights == 256 and name not in ("Q4_K", "Q5_K", "Q6_K")), "IQ4_NL"
-)
+_FALLBACKS = {
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+    **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
+}
+"""Types of whose blocks a row may be no whole number -> what llama.cpp takes then (tensor_type_fallback in llama-quant.cpp)."""
 
 
 class Draft(Struct, frozen=True, gc=False):
@@ -148,7 +153,7 @@ def _output_storage(recipe: Recipe, unit: Unit) -> str:
 
 
 def _quant_for(dtype: str, shape: tuple[int, ...]) -> str:
-    """The type, or where rows are no whole blocks of it the one that llama.cpp takes then (llama-quant.cpp)."""
+    """The type, or where rows are no whole blocks of it the one that llama.cpp takes then."""
     while shape[-1] % GGML_TYPES[dtype].weights:
         dtype = _FALLBACKS.get(dtype, "F16")
     return dtype
