@@ -13,7 +13,8 @@ from gguf.quants import dequantize
 
 from chimerakit.demo import run_demo
 from chimerakit.errors import CheckpointError
-from chimerakit.evaluate.backends import load_backend
+from chimerakit.evaluate.backends import ask_questions
+from chimerakit.evaluate.records import Settings
 from chimerakit.events import ignore
 from chimerakit.explain import explain_child
 from chimerakit.formats import open_checkpoint
@@ -62,7 +63,7 @@ def questions_of(count: int) -> list[str]:
 
 def answers_of(path: Path, count: int) -> list[str]:
     """What a model says to problems, in the engine of its format."""
-    return [said.text for said in load_backend(path, max_new_tokens=160)(questions_of(count))]
+    return [said.text for said in ask_questions(path, questions_of(count), Settings(max_tokens=160), at_once=4)]
 
 
 def data_of(path: Path) -> dict[str, tuple[str, bytes]]:
@@ -188,7 +189,7 @@ def test_it_mixes_with_a_changed_copy_of_itself_and_runs(smollm: Path, tmp_path:
     parents = {"a": smollm, "b": tmp_path / "b.gguf"}
     merge_parents(plan_of(parents, "- {mix: {b: 0.2}, layers: 12}", base="a"), tmp_path / "child")
     assert verify_child(tmp_path / "child", opened(parents)).ok
-    (said,) = load_backend(tmp_path / "child", max_new_tokens=40)(["What is the capital of France?"])
+    (said,) = ask_questions(tmp_path / "child", ["What is the capital of France?"], Settings(max_tokens=40), at_once=1)
     assert "Paris" in said.text
 
 
@@ -197,7 +198,7 @@ def test_a_file_that_llama_cpp_refuses_is_named(family: dict[str, dict[str, Path
     data = family["Q4_K_M"]["v3"].read_bytes().replace(b"deepseek2", b"deepseek9")
     (tmp_path / "m.gguf").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"llama\.cpp can't load it"):
-        load_backend(tmp_path / "m.gguf", max_new_tokens=1)
+        ask_questions(tmp_path / "m.gguf", ["1+1"], Settings(max_tokens=1))
 
 
 @pytest.mark.slow
@@ -205,12 +206,11 @@ def test_the_tour_of_quantised_parents_proves_its_children(tmp_path: Path) -> No
     """`chimerakit demo --gguf` on a few problems: the picked child reasons as R1-like does."""
     shown = run_demo(FAMILY, tmp_path, num_problems=10, threads=2, listener=ignore, gguf=True)
     assert shown.ok
-    traces = {row.name: row.measurement.trace_share for row in shown.rows}
+    traces = {row.name: row.measurement.trace_rate.value for row in shown.rows}
     assert traces == {"v3-like-q4_k_m": 0, "r1-like-q4_k_m": 1, "r1t": 1, "three-quarters": traces["three-quarters"]}
 
 
 def test_a_question_that_is_too_long_is_one_clear_error(family: dict[str, dict[str, Path]]) -> None:
     """llama.cpp answers with an error of its own, which is told."""
-    answer = load_backend(family["Q4_K_M"]["v3"], max_new_tokens=1)
     with pytest.raises(CheckpointError, match=r"llama\.cpp does not answer"):
-        answer(["1+2" * 2000])
+        ask_questions(family["Q4_K_M"]["v3"], ["1+2" * 2000], Settings(max_tokens=1), at_once=1)

@@ -122,6 +122,7 @@ ONLY = {
     "torch": ("evaluate",),
     "transformers": ("evaluate",),
     "xllamacpp": ("evaluate",),
+    "httpx2": ("evaluate.backends.server",),
     "gguf": ("numerics",),
     "libgguf": ("numerics",),
     "safetensors": (),  # formats/ reads and writes by itself; the tests compare

@@ -26,7 +26,8 @@ import to_gguf
 import torch
 import xllamacpp
 
-from chimerakit.evaluate.backends import load_backend
+from chimerakit.evaluate.backends import ask_questions
+from chimerakit.evaluate.records import Settings
 from chimerakit.formats import open_checkpoint
 from chimerakit.formats.imatrix import Entry, Imatrix, encode_imatrix
 from chimerakit.imatrix import blend_imatrix
@@ -108,7 +109,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def answered(model: Path, questions: list[str]) -> list[str]:
     """Questions with a model's greedy answers, as its chat template writes them."""
-    answers = load_backend(model, max_new_tokens=MAX_TOKENS)(questions)
+    answers = ask_questions(model, questions, Settings(max_tokens=MAX_TOKENS))
     return [
         f"<|begin|><|user|>{question}<|assistant|>{answer.text}<|end|>"
         for question, answer in zip(questions, answers, strict=True)

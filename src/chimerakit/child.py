@@ -64,7 +64,7 @@ def clean_up(path: Path) -> None:
     shutil.rmtree(path / WORKSPACE, ignore_errors=True)
 
 
-def sweep(path: Path) -> None:
+def tidy(path: Path) -> None:
     """Remove what a kill right after the manifest may have left beside a finished child, if nobody works on it."""
     lock = _take_lock(path)
     try:

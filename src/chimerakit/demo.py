@@ -14,20 +14,19 @@ from pathlib import Path
 from msgspec import Struct
 
 from chimerakit.errors import CheckpointError
-from chimerakit.evaluate.backends import load_backend
-from chimerakit.evaluate.measure import Measurement, measure
-from chimerakit.evaluate.problems import Problem, load_problems
-from chimerakit.events import Event, Listener, Said
+from chimerakit.evaluate.records import Measurement, Settings
+from chimerakit.evaluate.run import Subject, evaluate_models
+from chimerakit.evaluate.tasks import load_task
+from chimerakit.events import Listener, Said
 from chimerakit.formats import open_checkpoint
 from chimerakit.merge import merge_parents
 from chimerakit.plan import make_plan
 from chimerakit.recipe import load_recipe, locate_parents, say_rule
-from chimerakit.records import Findings, Recipe
+from chimerakit.records import Findings
 from chimerakit.verify import verify_child
 
 PARENTS = ("v3-like", "r1-like")
-_MAX_NEW_TOKENS = 160
-_BATCH = 100
+_MAX_TOKENS = 160
 _QUANT = "Q4_K_M"
 _IN_GGUF = ("r1t", "three-quarters")
 """Recipes that are shown with quantised parents."""
@@ -84,14 +83,11 @@ def run_demo(
 
     gguf: with parents in Q4_K_M, which are made first; the engine is llama.cpp.
     """
-    problems = load_problems(family / "problems.jsonl", num_problems)
+    task = load_task(family / "task.yaml", count=num_problems)
     parents_by_name = dict(_make_gguf(family, output, listener)) if gguf else {name: family / name for name in PARENTS}
-    rows = [
-        _answers(name, None, None, path, problems, listener)
-        for name, path in parents_by_name.items()
-        if not only or name in only
-    ]
     given = {name.partition("-")[0]: path for name, path in parents_by_name.items()} if gguf else {}
+    models = {name: path for name, path in parents_by_name.items() if not only or name in only}
+    recipes, proofs = dict[str, str](), dict[str, Findings]()
     for file in sorted((family / "recipes").glob("*.yaml")):
         name = file.stem.partition("-")[2]
         if (only and name not in only) or (gguf and name not in _IN_GGUF):
@@ -99,9 +95,18 @@ def run_demo(
         recipe, paths = locate_parents(load_recipe(file), given, file.parent)
         parents = {parent: open_checkpoint(path) for parent, path in paths.items()}
         merge_parents(make_plan(recipe, parents), output / name, threads=threads, force=True, listener=listener)
-        proof = verify_child(output / name, parents, threads=threads, listener=listener)
-        rows.append(_answers(name, _say(recipe), proof, output / name, problems, listener))
-    return Demo(len(problems), tuple(rows), tuple(_conclusions(rows)))
+        proofs[name] = verify_child(output / name, parents, threads=threads, listener=listener)
+        recipes[name] = "; ".join(say_rule(rule) for rule in recipe.rules)
+        models[name] = output / name
+    found = evaluate_models(
+        [Subject(name, path) for name, path in models.items()],
+        [task],
+        output / ("evaluation-gguf" if gguf else "evaluation"),
+        settings=Settings(max_tokens=_MAX_TOKENS),
+        listener=listener,
+    )
+    rows = [DemoRow(m.model.name, recipes.get(m.model.name), proofs.get(m.model.name), m) for m in found.measurements]
+    return Demo(len(task.problems), tuple(rows), tuple(_conclusions(rows)))
 
 
 def _make_gguf(family: Path, output: Path, listener: Listener) -> Iterator[tuple[str, Path]]:
@@ -123,33 +128,6 @@ def _make_gguf(family: Path, output: Path, listener: Listener) -> Iterator[tuple
         yield file.stem, file
 
 
-def _say(recipe: Recipe) -> str:
-    return "; ".join(say_rule(rule) for rule in recipe.rules)
-
-
-def _answers(
-    name: str,
-    recipe: str | None,
-    proof: Findings | None,
-    path: Path,
-    problems: Sequence[Problem],
-    listener: Listener,
-) -> DemoRow:
-    backend = load_backend(path, max_new_tokens=_MAX_NEW_TOKENS)
-    measurement = measure(name, backend, problems, batch=_BATCH, listener=listener)
-    row = DemoRow(name, recipe, proof, measurement)
-    listener(_line(row))
-    return row
-
-
-def _line(row: DemoRow) -> Event:
-    m = row.measurement
-    proven = "" if row.proof is None else (", proven" if row.proof.ok else ", NOT proven")
-    return Said(
-        f"{row.name}: {m.accuracy:.0%} right, {m.output_tokens:.1f} tokens, {m.trace_share:.0%} with a trace{proven}"
-    )
-
-
 def _conclusions(rows: Sequence[DemoRow]) -> list[str]:
     """What the numbers say, made of the numbers."""
     by_name = {row.name: row.measurement for row in rows}
@@ -161,9 +139,10 @@ def _conclusions(rows: Sequence[DemoRow]) -> list[str]:
     if (r1 := next((m for name, m in by_name.items() if name.startswith("r1-like")), None)) is not None:
         for row in children:
             m = row.measurement
-            tokens = m.output_tokens / r1.output_tokens - 1 if r1.output_tokens else 0.0
+            tokens = m.output_tokens.value / r1.output_tokens.value - 1
+            points = 100 * (m.accuracy.value - r1.accuracy.value)
             said.append(
-                f"{row.name}: {tokens:+.0%} output tokens and {100 * (m.accuracy - r1.accuracy):+.0f} points of accuracy "
-                f"against r1-like; traces in {m.trace_share:.0%} of the answers."
+                f"{row.name}: {tokens:+.0%} output tokens and {points:+.0f} points of accuracy "
+                f"against r1-like; traces in {m.trace_rate.value:.0%} of the answers."
             )
     return said

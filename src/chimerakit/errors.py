@@ -10,6 +10,8 @@
     ├── ManifestError          a manifest is missing, damaged, or of another version
     ├── ResultError            a saved result is none, damaged, of another version, or too large to be shown
     │   └── MapError           a difference map is damaged, of another version, or of other checkpoints
+    ├── TaskError              a file of problems, or what maps its fields, is wrong
+    ├── EndpointError          a server that shall answer is not there, refuses, or answers nonsense
     └── MissingExtraError      an optional dependency is not installed
 
 A message says what, where (file, tensor), what was expected and found, and what to do. It never holds raw control
@@ -103,6 +105,14 @@ class ResultError(ChimerakitError):
 
 class MapError(ResultError):
     """A difference map is damaged, of another version, or of other checkpoints."""
+
+
+class TaskError(ChimerakitError):
+    """A file of problems, or what maps its fields, is wrong."""
+
+
+class EndpointError(ChimerakitError):
+    """A server that shall answer is not there, refuses, or answers nonsense."""
 
 
 class MissingExtraError(ChimerakitError):

@@ -17,7 +17,7 @@ class Started(Struct, frozen=True):
     """What is being done, in a word or two."""
     total: int
     """How much there is to go through."""
-    unit: Literal["bytes", "problems"] = "bytes"
+    unit: Literal["bytes", "answers"] = "bytes"
     """What `total` and `Advanced` count."""
 
 

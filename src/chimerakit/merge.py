@@ -5,7 +5,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from chimerakit.child import Child, sweep
+from chimerakit.child import Child, tidy
 from chimerakit.dtypes import QUANTS
 from chimerakit.errors import OutputError
 from chimerakit.events import FileDone, JobDone, Listener, Report, Said, ignore, one_at_a_time
@@ -95,7 +95,7 @@ def check_finished(plan: Plan, output: Path) -> None:
 
 
 def _is_there_already(plan: Plan, output: Path, tell: Listener, *, sha256: bool) -> Merged:
-    sweep(output)
+    tidy(output)
     manifest = read_manifest(output)
     if sha256 and any(made.sha256 is None for made in manifest.units):
         raise OutputError("this child is there already, without sha256", where=output, do="--force makes it again")

@@ -374,6 +374,67 @@ def compare(
 
 
 @app.command()
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="PATH, NAME=PATH, or NAME=http://HOST:PORT/v1#MODEL of a server."),
+    ],
+    task: Annotated[
+        list[Path], typer.Option("--task", metavar="FILE", help="Problems: .jsonl, or .yaml that maps its fields.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where answers are kept; a later call goes on.")],
+    count: Annotated[int | None, typer.Option(min=1, help="The first problems of each task only.")] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="exact, numeric, choice, boxed or regex:PATTERN, in place of the task's.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Compare with this model; the first one unless said.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Output tokens of an answer at most.")] = 4096,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Share of the likeliest tokens that is drawn from.")] = 1.0,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each problem.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of sampled answers.")] = 0,
+    tags: Annotated[str, typer.Option(metavar="OPENS,CLOSES", help="What a reasoning trace is between.")] = (
+        "<think>,</think>"
+    ),
+    at_once: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 32,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="The checkpoint that a server has loaded, so that results name it."),
+    ] = None,
+    key_from: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="The environment's variable with a server's key.")
+    ] = ("OPENAI_API_KEY"),
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer of a server.")] = 600.0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let models answer problems: accuracy, output tokens, reasoning traces, differences. Call it again to go on."""
+    from chimerakit.cli import evaluated
+    from chimerakit.cli.progress import watching
+    from chimerakit.evaluate import Options, evaluate_models, load_task
+
+    tasks = [load_task(path, scorer=scorer, count=count) for path in task]
+    with watching(quiet=quiet) as listener:
+        found = evaluate_models(
+            evaluated.subjects_of(models, checkpoint),
+            tasks,
+            output,
+            settings=evaluated.settings_of(temperature, top_p, max_tokens, seed, tags),
+            samples=samples,
+            against=against,
+            options=Options(at_once=at_once, key_variable=key_from, timeout=timeout),
+            listener=listener,
+        )
+    _end(
+        as_json,
+        lambda: evaluated.evaluation_view(found, output),
+        lambda: evaluated.print_evaluation(found, output),
+    )
+
+
+@app.command()
 def demo(
     family: Annotated[
         Path | None, typer.Option(help="The tiny trained family; found by itself in a checkout of the repository.")

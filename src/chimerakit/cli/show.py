@@ -301,7 +301,14 @@ def print_demo(demo: "Demo") -> None:
     for row in demo.rows:
         m = row.measurement
         proven = "" if row.proof is None else ("yes" if row.proof.ok else "NO")
-        add_row(grid, row.name, f"{m.accuracy:.0%}", f"{m.output_tokens:.1f}", f"{m.trace_share:.0%}", proven)
+        add_row(
+            grid,
+            row.name,
+            f"{m.accuracy.value:.0%}",
+            f"{m.output_tokens.value:.1f}",
+            f"{m.trace_rate.value:.0%}",
+            proven,
+        )
     print_grid(grid, terminal_width())
     print()
     for line in demo.says:

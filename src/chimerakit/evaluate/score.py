@@ -1,50 +1,30 @@
-"""One answer -> what it shows. Pure functions of text."""
+"""What an engine gave back -> what it shows. A pure function, so answers can be scored anew without asking again."""
 
-import re
-
-from msgspec import Struct
-
-from chimerakit.evaluate.problems import Problem
-
-OPEN, CLOSE = "<think>", "</think>"
+from chimerakit.evaluate.records import Answer, Ask, Generated, Problem, Scorer, Settings
+from chimerakit.evaluate.scorers import is_right, read_answer
+from chimerakit.evaluate.traces import cut_trace, is_looping
 
 
-class Generated(Struct, frozen=True):
-    """What a model wrote."""
-
-    text: str
-    """Special tokens written out, the end token left off."""
-    num_tokens: int
-    """Output tokens, the end token counted."""
-    is_ended: bool
-    """Whether the model ended by itself."""
-
-
-class Answer(Struct, frozen=True):
-    """One problem as a model answered it."""
-
-    problem: str
-    is_correct: bool
-    output_tokens: int
-    has_trace: bool
-    """Whether a reasoning trace was opened."""
-    is_closed: bool
-    """Whether it was closed again; true without a trace."""
-    is_ended: bool
-    text: str
-
-
-def score(problem: Problem, generated: Generated) -> Answer:
-    """Right if the model ended by itself and the last whole number outside of its traces is the problem's answer."""
-    has_trace = OPEN in generated.text
-    is_closed = generated.text.count(CLOSE) >= generated.text.count(OPEN)
-    numbers = re.findall(r"-?\d+", generated.text.rpartition(CLOSE)[2])
+def score(ask: Ask, problem: Problem, said: Generated, scorer: Scorer, settings: Settings) -> Answer:
+    """Right is an answer that ended by itself, with its trace closed, and whose text says what is right."""
+    trace = cut_trace(said, settings)
+    found = read_answer(trace.text, problem, scorer)
     return Answer(
         problem=problem.id,
-        is_correct=generated.is_ended and is_closed and numbers[-1:] == [problem.answer],
-        output_tokens=generated.num_tokens,
-        has_trace=has_trace,
-        is_closed=is_closed,
-        is_ended=generated.is_ended,
-        text=generated.text,
+        sample=ask.sample,
+        said=found,
+        is_correct=said.is_ended and trace.is_closed and is_right(found, problem, scorer),
+        output_tokens=said.output_tokens,
+        reasoning_tokens=said.reasoning_tokens,
+        has_trace=trace.has_trace,
+        is_closed=trace.is_closed,
+        is_closed_only=trace.is_closed_only,
+        is_opened_twice=trace.is_opened_twice,
+        is_empty=trace.has_trace and not trace.reasoning.strip(),
+        is_opened_by_prompt=said.opened,
+        is_truncated=not said.is_ended,
+        is_looping=not said.is_ended and is_looping((said.reasoning or "") + said.text),
+        seconds=said.seconds,
+        reasoning=trace.reasoning,
+        text=trace.text,
     )

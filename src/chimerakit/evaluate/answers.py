@@ -1,0 +1,113 @@
+"""Answers on disk: a file of JSON lines for each model and task, to which each answer is appended as it arrives.
+
+The first line says whose answers they are, to what, and how they were decoded; the others are what the engine gave back.
+Nothing judged is kept, so that answers can be scored anew. A later call asks only what is missing.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from chimerakit.errors import OutputError
+from chimerakit.evaluate.records import Ask, Generated, Model, Settings, Task
+from chimerakit.stores.digest import Hasher
+from chimerakit.stores.journal import Journal
+
+FORMAT = 1
+
+
+class Head(Struct, frozen=True):
+    """Whose answers, to what, decoded how."""
+
+    answers: int
+    """The version of this format."""
+    model: Model
+    task: str
+    questions: str
+    """xxh3-128 of the system prompt."""
+    settings: Settings
+
+
+class Line(Struct, frozen=True):
+    """One answer as it came."""
+
+    problem: str
+    sample: int
+    asked: str
+    """xxh3-128 of the question, so that a problem that was changed is asked again."""
+    said: Generated
+
+
+class Kept:
+    """The answers of one model to one task. For one process at a time."""
+
+    def __init__(self, path: Path, model: Model, task: Task, settings: Settings):
+        self._head = Head(FORMAT, model, task.name, _digest(task.system), settings)
+        self.found: dict[tuple[str, int], Generated] = {}
+        """By problem and sample; only what is asked now."""
+        self._journal = Journal(path)
+        try:
+            self._read(task)
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def _read(self, task: Task) -> None:
+        lines = [line for line in self._journal.lines() if line]
+        if not lines:
+            self._journal.append(msgspec.json.encode(self._head))
+            return
+        self._check_head(lines[0])
+        asked = {problem.id: _digest(problem.question) for problem in task.problems}
+        for text in lines[1:]:
+            try:
+                line = msgspec.json.decode(text, type=Line)
+            except (msgspec.DecodeError, UnicodeDecodeError):  # torn when a process ended
+                continue
+            if asked.get(line.problem) == line.asked:
+                self.found[line.problem, line.sample] = line.said
+
+    def _check_head(self, text: bytes) -> None:
+        path = self._journal.path
+        try:
+            head = msgspec.json.decode(text, type=Head)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise OutputError(
+                "holds something else than answers", where=path, do="choose another folder, or move it away"
+            ) from e
+        mine, theirs = (msgspec.to_builtins(each) for each in (self._head, head))
+        unlike = [
+            f"{name}: {theirs[part][name]!r}, not {value!r}"
+            for part in ("model", "settings")
+            for name, value in mine[part].items()
+            if theirs[part].get(name) != value
+        ]
+        unlike += [f"{name}: another" for name in ("answers", "task", "questions") if mine[name] != theirs[name]]
+        if unlike:
+            raise OutputError(
+                "holds answers of another model, or asked for otherwise",
+                where=path,
+                found="; ".join(unlike),
+                do="choose another folder, or move it away",
+            )
+
+    def keep(self, ask: Ask, said: Generated) -> None:
+        """Append an answer."""
+        self.found[ask.problem, ask.sample] = said
+        self._journal.append(msgspec.json.encode(Line(ask.problem, ask.sample, _digest(ask.question), said)))
+
+    def missing(self, asks: Iterable[Ask]) -> list[Ask]:
+        """Those that have no answer yet."""
+        return [ask for ask in asks if (ask.problem, ask.sample) not in self.found]
+
+    def close(self) -> None:
+        """Let others work on the file."""
+        self._journal.close()
+
+
+def _digest(text: str) -> str:
+    hasher = Hasher()
+    hasher.update(text.encode("utf-8", "surrogatepass"))
+    return hasher.xxh3

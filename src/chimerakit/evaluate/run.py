@@ -1,0 +1,270 @@
+"""Models and tasks -> Evaluation: whatever has no answer yet is asked, and everything is measured.
+
+OUT/NAME/TASK.jsonl     answers of one model to one task, appended as they come
+OUT/NAME/model.json     whose they are: what was read of the weights for that need not be read again
+OUT/evaluation.json     what all of them show
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from chimerakit.errors import ResultError, TaskError
+from chimerakit.evaluate.answers import Kept
+from chimerakit.evaluate.backends import Backend, engine_of, load_backend
+from chimerakit.evaluate.backends.server import Server, check_address
+from chimerakit.evaluate.identity import identify
+from chimerakit.evaluate.records import Answer, Ask, Difference, Evaluation, Example, Measurement, Model, Settings, Task
+from chimerakit.evaluate.score import score
+from chimerakit.evaluate.summary import Answers, by_problem, differ, measure, pick_examples
+from chimerakit.events import Advanced, Finished, Listener, Said, Started, ignore
+from chimerakit.formats import open_checkpoint
+from chimerakit.stores.digest import digest_of
+from chimerakit.stores.local import read_file
+from chimerakit.stores.part import make_folder, write_file
+
+SAVED = "evaluation.json"
+_KNOWN = "model.json"
+_MAX_KNOWN = 1 << 20
+_MAX_SAVED = 1 << 28
+
+
+class Subject(Struct, frozen=True):
+    """A model that shall answer: a checkpoint, or one behind a server."""
+
+    name: str
+    path: Path | None = None
+    """The checkpoint; of a server what it has loaded, if that is here."""
+    address: str | None = None
+    served: str | None = None
+    """What the server calls the model; None if it has one only."""
+
+
+class Options(Struct, frozen=True):
+    """How to ask; nothing here changes what is answered."""
+
+    at_once: int = 32
+    """Answers that are asked for at a time."""
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = 600.0
+    """Seconds for an answer of a server."""
+    retries: int = 6
+    examples: int = 6
+
+
+class _Known(Struct, frozen=True):
+    """What was found out about a checkpoint, while its files are the same."""
+
+    signatures: str
+    weights: str
+    texts: str
+
+
+def evaluate_models(
+    subjects: Sequence[Subject],
+    tasks: Sequence[Task],
+    output: Path,
+    *,
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+    samples: int = 1,
+    against: Sequence[str] | None = None,
+    options: Options = Options(),  # noqa: B008 - frozen
+    listener: Listener = ignore,
+) -> Evaluation:
+    """Let models answer every problem of every task, and measure them; answers that `output` holds are not asked for again.
+
+    samples: answers to each problem; more than one need a temperature. against: names of models that the others are compared
+    with; the first one unless said. Raises TaskError, CheckpointError, EndpointError, OutputError; answers that came are kept.
+    """
+    _check(subjects, tasks, settings, samples, against)
+    answers: dict[str, dict[str, Answers]] = {task.name: {} for task in tasks}
+    measured: dict[tuple[str, str], Measurement] = {}
+    for subject in subjects:
+        folder = output / subject.name
+        make_folder(folder)
+        engine = _Engine(subject, options)
+        try:
+            model = engine.identify(folder, listener)
+            for task in tasks:
+                said = _answer(engine, model, task, folder, settings, samples, listener)
+                answers[task.name][subject.name] = by_problem(said)
+                found = measure(model, task, settings, answers[task.name][subject.name])
+                measured[task.name, subject.name] = found
+                listener(Said(say_measured(found)))
+        finally:
+            engine.close()
+    evaluation = Evaluation(
+        measurements=tuple(measured[task.name, subject.name] for task in tasks for subject in subjects),
+        differences=tuple(_differences(answers, against or [subjects[0].name])),
+        examples=tuple(_examples(tasks, answers, options.examples)),
+    )
+    write_file(output / SAVED, msgspec.json.format(msgspec.json.encode(evaluation), indent=1))
+    return evaluation
+
+
+def load_evaluation(path: Path) -> Evaluation:
+    """What `evaluate_models` saved. Raises ResultError."""
+    try:
+        return msgspec.json.decode(read_file(path, _MAX_SAVED), type=Evaluation)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise ResultError(f"is no evaluation: {e}", where=path, expected=f"an {SAVED} of `evaluate`") from e
+
+
+def say_measured(found: Measurement) -> str:
+    """A measurement in one line."""
+    return (
+        f"{found.model.name}: {found.accuracy.value:.0%} right, {found.output_tokens.value:.1f} tokens, "
+        f"{found.trace_rate.value:.0%} with a trace"
+    )
+
+
+def asks_of(task: Task, settings: Settings, samples: int) -> list[Ask]:
+    """Every answer that a task wants, problem by problem. A seed depends on nothing but what it is for."""
+
+    def seed(problem: str, sample: int) -> int:
+        return int(digest_of(f"{settings.seed}/{task.name}/{problem}/{sample}".encode())[:16], 16)
+
+    return [
+        Ask(problem.id, sample, seed(problem.id, sample), task.system, problem.question)
+        for problem in task.problems
+        for sample in range(samples)
+    ]
+
+
+class _Engine:
+    """A model's engine, loaded when the first answer is missing."""
+
+    def __init__(self, subject: Subject, options: Options):
+        self._subject = subject
+        self._options = options
+        self._backend: Backend | None = None
+
+    def identify(self, folder: Path, listener: Listener) -> Model:
+        """Whose answers they are."""
+        subject = self._subject
+        weights = texts = ""
+        if subject.path is not None:
+            known = _known(folder / _KNOWN)
+            signatures = _signatures(subject.path)
+            if known is None or known.signatures != signatures:
+                known = _Known(signatures, *identify(subject.path, listener))
+                write_file(folder / _KNOWN, msgspec.json.encode(known))
+            weights, texts = known.weights, known.texts
+        if subject.address is None:
+            assert subject.path is not None
+            return Model(subject.name, weights, texts, engine_of(subject.path))
+        return Model(subject.name, weights or self._server().model, texts, subject.address)
+
+    def _server(self) -> Server:
+        if not isinstance(self._backend, Server):
+            self._backend = Server(
+                self._subject.address or "",
+                self._subject.served,
+                at_once=self._options.at_once,
+                key_variable=self._options.key_variable,
+                timeout=self._options.timeout,
+                retries=self._options.retries,
+            )
+        return self._backend
+
+    def load(self) -> Backend:
+        """The engine, ready to answer."""
+        if self._backend is None:
+            if self._subject.address is not None:
+                return self._server()
+            assert self._subject.path is not None
+            self._backend = load_backend(self._subject.path, at_once=self._options.at_once)
+        return self._backend
+
+    def close(self) -> None:
+        """Let go of the model."""
+        if self._backend is not None:
+            self._backend.close()
+
+
+def _answer(
+    engine: _Engine,
+    model: Model,
+    task: Task,
+    folder: Path,
+    settings: Settings,
+    samples: int,
+    listener: Listener,
+) -> list[Answer]:
+    """All answers of a model to a task; those that are missing are asked for."""
+    asks = asks_of(task, settings, samples)
+    problems = {problem.id: problem for problem in task.problems}
+    kept = Kept(folder / f"{task.name}.jsonl", model, task, settings)
+    try:
+        missing = kept.missing(asks)
+        if missing:
+            work = f"{model.name} answers {task.name}"
+            listener(Started(work, len(asks), "answers"))
+            listener(Advanced(len(asks) - len(missing)))
+            for ask, said in engine.load().answer(missing, settings):
+                kept.keep(ask, said)
+                listener(Advanced(1))
+            listener(Finished(work))
+        return [
+            score(ask, problems[ask.problem], kept.found[ask.problem, ask.sample], task.scorer, settings)
+            for ask in asks
+        ]
+    finally:
+        kept.close()
+
+
+def _check(
+    subjects: Sequence[Subject],
+    tasks: Sequence[Task],
+    settings: Settings,
+    samples: int,
+    against: Sequence[str] | None,
+) -> None:
+    """Refuse before anything is loaded."""
+    names = [subject.name for subject in subjects]
+    for what, found in (("model", names), ("task", [task.name for task in tasks])):
+        if not found:
+            raise TaskError(f"no {what} to evaluate", where="evaluate")
+        for name in found:
+            if not name or name.startswith(".") or not all(c.isalnum() or c in "-_.+" for c in name):
+                raise TaskError(
+                    f"a {what}'s name is a word, as files are called by it", where=name, do=f"give it one: NAME={what}"
+                )
+        if twice := {name for name in found if found.count(name) > 1}:
+            raise TaskError(f"two {what}s have one name", where=", ".join(sorted(twice)), do="name them: NAME=...")
+    if samples > 1 and settings.temperature <= 0:
+        raise TaskError("greedy samples are all the same", where=f"{samples} samples", do="give a temperature")
+    if unknown := [name for name in against or () if name not in names]:
+        raise TaskError("is none of the models", where=unknown[0], expected=", ".join(names))
+    for subject in subjects:
+        if subject.address is not None:
+            check_address(subject.address)
+        if subject.path is not None:
+            open_checkpoint(subject.path)
+
+
+def _differences(answers: Mapping[str, Mapping[str, Answers]], against: Sequence[str]) -> Iterator[Difference]:
+    for task, by_model in answers.items():
+        for other in against:
+            for name, found in by_model.items():
+                if name != other and (difference := differ(name, other, task, found, by_model[other])) is not None:
+                    yield difference
+
+
+def _examples(tasks: Sequence[Task], answers: Mapping[str, Mapping[str, Answers]], count: int) -> Iterator[Example]:
+    for task in tasks:
+        yield from pick_examples(task, answers[task.name], count)
+
+
+def _known(file: Path) -> _Known | None:
+    try:
+        return msgspec.json.decode(read_file(file, _MAX_KNOWN), type=_Known) if file.is_file() else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _signatures(path: Path) -> str:
+    """Size and time of every file of a checkpoint."""
+    return digest_of(msgspec.json.encode(sorted(open_checkpoint(path).signatures.items())))

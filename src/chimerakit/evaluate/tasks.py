@@ -1,0 +1,168 @@
+"""A file of problems, and the names of its fields -> Task.
+
+TASK.jsonl    lines of {"id": ..., "question": ..., "answer": ...}
+TASK.yaml     file: gsm8k-test.jsonl        where they lie, from this file's folder
+              question: "{question}"        a field, or a text with fields in braces
+              answer: answer                a field ...
+              answer_pattern: "#### (.*)"   ... or what of it is the answer
+              id: id                        a field; without one, the number of the line
+              choices: choices              a field with a list of choices, or {label: [...], text: [...]}
+              scorer: numeric               exact, numeric, choice, boxed, or {regex: "..."}
+              system: You are ...
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+from msgspec import Struct
+
+from chimerakit.errors import ChimerakitError, TaskError
+from chimerakit.evaluate.records import Problem, Scorer, Task
+from chimerakit.recipe import MAX_TEXT
+from chimerakit.recipe.text import load_yaml
+from chimerakit.stores.local import read_file
+
+_MAX_FILE = 256 << 20
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_KINDS = tuple(kind for kind in get_args(Scorer.__annotations__["kind"]) if kind != "regex")
+
+
+class Mapped(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a task's YAML says."""
+
+    file: str
+    question: str = "question"
+    answer: str = "answer"
+    answer_pattern: str | None = None
+    id: str | None = "id"
+    choices: str | None = None
+    scorer: str | dict[str, str] = "exact"
+    system: str = ""
+    name: str | None = None
+
+
+def load_task(path: Path, *, scorer: str | None = None, count: int | None = None) -> Task:
+    """A task of a .jsonl or .yaml file. scorer: in place of the file's. count: the first problems only.
+
+    Raises TaskError, naming the line.
+    """
+    mapped = Mapped(file=path.name) if path.suffix == ".jsonl" else _mapped(path)
+    found = _scorer(mapped.scorer if scorer is None else scorer, path)
+    problems = _problems(path.parent / mapped.file, mapped, found, count)
+    return Task(mapped.name or path.stem, problems, found, mapped.system)
+
+
+def _mapped(path: Path) -> Mapped:
+    try:
+        data = load_yaml(read_file(path, MAX_TEXT).decode("utf-8"), path)
+        return msgspec.convert(data, Mapped)
+    except UnicodeDecodeError as e:
+        raise TaskError(f"is not UTF-8 text (byte {e.start})", where=path) from e
+    except msgspec.ValidationError as e:
+        raise TaskError(f"is no task: {e}", where=path, expected="file:, question:, answer:, scorer:, ...") from e
+    except ChimerakitError as e:
+        raise TaskError(str(e)) from e
+
+
+def _scorer(said: str | Mapping[str, str], where: Path) -> Scorer:
+    if isinstance(said, str) and said in _KINDS:
+        return Scorer(said)  # type: ignore[arg-type]
+    pattern = said.removeprefix("regex:") if isinstance(said, str) else said.get("regex")
+    if not pattern or pattern == said or (not isinstance(said, str) and len(said) != 1):
+        expected = f"{', '.join(_KINDS)}, or a regex"
+        raise TaskError("unknown scorer", where=where, expected=expected, found=repr(said))
+    try:
+        re.compile(pattern)
+    except re.error as e:
+        raise TaskError(f"the scorer's pattern is none: {e}", where=where, found=repr(pattern)) from e
+    return Scorer("regex", pattern)
+
+
+def _problems(file: Path, mapped: Mapped, scorer: Scorer, count: int | None) -> tuple[Problem, ...]:
+    if scorer.kind == "choice" and mapped.choices is None:
+        raise TaskError("choices: says which field has them", where=file, expected="choices: FIELD")
+    try:
+        lines = read_file(file, _MAX_FILE).splitlines()
+    except ChimerakitError as e:
+        raise TaskError(str(e)) from e
+    found: dict[str, Problem] = {}
+    for number, line in enumerate(lines, 1):
+        if count is not None and len(found) == count:
+            break
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            data = msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise TaskError(f"is no problem: {e}", where=where) from e
+        problem = _problem(data, number, mapped, where)
+        if problem.id in found:
+            raise TaskError(f"has the id of an earlier one: {problem.id!r}", where=where)
+        found[problem.id] = problem
+    if not found:
+        raise TaskError("holds no problems", where=file)
+    return tuple(found.values())
+
+
+def _problem(data: Any, number: int, mapped: Mapped, where: str) -> Problem:
+    if not isinstance(data, dict):
+        raise TaskError("is no problem", where=where, expected="an object", found=type(data).__name__)
+    choices = [] if mapped.choices is None else _choices(_field(data, mapped.choices, where), where)
+    names = re.findall(r"\{([\w.]+)\}", mapped.question)
+    question = mapped.question if names else str(_field(data, mapped.question, where))
+    for name in names:
+        question = question.replace(f"{{{name}}}", str(_field(data, name, where)))
+    if choices:
+        question += "\n" + "\n".join(f"{letter}) {text}" for letter, (_, text) in zip(_LETTERS, choices, strict=False))
+    has_id = mapped.id is not None and (mapped.id != "id" or "id" in data)
+    return Problem(
+        id=str(_field(data, mapped.id or "", where)) if has_id else str(number),
+        question=question,
+        answer=_answer(_field(data, mapped.answer, where), mapped, choices, where),
+        choices=_LETTERS[: len(choices)],
+    )
+
+
+def _field(data: Mapping[str, Any], name: str, where: str) -> Any:
+    """A field by its name, or by a path with dots."""
+    found: Any = data
+    for part in [name] if name in data else name.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            raise TaskError(f"has no field {name!r}", where=where, found=", ".join(map(str, data))[:200])
+        found = found[part]
+    return found
+
+
+def _choices(said: Any, where: str) -> list[tuple[str, str]]:
+    """(label, text) of each choice."""
+    if isinstance(said, dict) and isinstance(said.get("text"), list):
+        texts, labels = said["text"], said.get("label") or list(_LETTERS[: len(said["text"])])
+    else:
+        texts, labels = said, list(_LETTERS)[: len(said) if isinstance(said, list) else 0]
+    if not isinstance(texts, list) or not 2 <= len(texts) <= len(_LETTERS) or len(labels) != len(texts):
+        raise TaskError("choices must be a list of 2 to 26", where=where, found=repr(said)[:200])
+    return [(str(label), str(text)) for label, text in zip(labels, texts, strict=True)]
+
+
+def _answer(said: Any, mapped: Mapped, choices: list[tuple[str, str]], where: str) -> str:
+    """The right answer as a scorer will find it: of choices the letter."""
+    if isinstance(said, bool) or not isinstance(said, str | int | float):
+        raise TaskError("the answer is neither text nor a number", where=where, found=repr(said)[:200])
+    if choices:
+        if isinstance(said, int) and 0 <= said < len(choices):
+            return _LETTERS[said]
+        for number, names in enumerate(choices):
+            if str(said).strip() in names:
+                return _LETTERS[number]
+        raise TaskError("the answer is none of the choices", where=where, found=repr(said)[:200])
+    text = str(said)
+    if mapped.answer_pattern is not None:
+        matches = list(re.finditer(mapped.answer_pattern, text))
+        if not matches:
+            raise TaskError("answer_pattern does not fit the answer", where=where, found=repr(text)[:200])
+        text = matches[-1][1] if matches[-1].re.groups else matches[-1][0]
+    return text.strip()

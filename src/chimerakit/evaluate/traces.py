@@ -1,0 +1,69 @@
+"""What a model wrote -> its reasoning trace, what follows it, and what is odd. Pure functions of text."""
+
+from typing import NamedTuple
+
+from chimerakit.evaluate.records import Generated, Settings
+
+_LOOPS = 3
+"""Times that something must be repeated at the end of a text to be a loop ..."""
+_LOOP = 60
+"""... and characters that the repetitions take together."""
+_TAIL = 1 << 14
+"""Characters at the end that are looked at."""
+
+
+class Trace(NamedTuple):
+    """A text cut at its trace."""
+
+    reasoning: str
+    text: str
+    """What follows."""
+    has_trace: bool
+    is_closed: bool
+    is_closed_only: bool
+    is_opened_twice: bool
+
+
+def cut_trace(said: Generated, settings: Settings) -> Trace:
+    """The trace by the server's reasoning field, else by the tags: from the first that opens to the last that closes.
+
+    A trace that the prompt's template opened has no opening tag in the text. One that is only closed, and was opened by nobody,
+    is a trace too, as everything before the tag is meant as one.
+    """
+    opens, closes = settings.opens, settings.closes
+    num_opened, num_closed = said.text.count(opens), said.text.count(closes)
+    if said.reasoning is not None and not num_closed:
+        has_trace = bool(said.reasoning.strip()) or num_opened > 0
+        return Trace(said.reasoning, said.text, has_trace, num_opened == 0, False, num_opened > 0)
+    is_opened = num_opened > 0 or bool(said.opened)
+    if not is_opened and not num_closed:
+        return Trace("", said.text, False, True, False, False)
+    before, _, after = said.text.rpartition(closes) if num_closed else (said.text, "", "")
+    is_reopened = num_closed > 0 and opens in after
+    reasoning = (said.reasoning or "") + (before if said.opened else before.partition(opens)[2] or before)
+    return Trace(
+        reasoning=reasoning.removeprefix(opens),
+        text=after,
+        has_trace=True,
+        is_closed=num_closed > 0 and not is_reopened,
+        is_closed_only=not is_opened,
+        is_opened_twice=num_opened + bool(said.opened) > 1,
+    )
+
+
+def is_looping(text: str) -> bool:
+    """Whether a text ends in something that is written at least three times in a row.
+
+    The smallest period of every beginning of the reversed text comes from its prefix function (Knuth, Morris and Pratt).
+    """
+    tail = text[-_TAIL:][::-1]
+    fail = [0] * len(tail)
+    for end in range(1, len(tail)):
+        length = fail[end - 1]
+        while length and tail[end] != tail[length]:
+            length = fail[length - 1]
+        fail[end] = length + (tail[end] == tail[length])
+        period = end + 1 - fail[end]
+        if end + 1 >= max(_LOOP, _LOOPS * period):
+            return True
+    return False

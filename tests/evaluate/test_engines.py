@@ -1,0 +1,119 @@
+"""Engines: the same child in transformers, in llama.cpp and behind a real server says the same; sampling depends on seeds only."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chimerakit.evaluate import Options, Subject, evaluate_models, load_task
+from chimerakit.evaluate.backends import load_backend
+from chimerakit.evaluate.backends.llama_cpp import LlamaCpp
+from chimerakit.evaluate.backends.server import Server
+from chimerakit.evaluate.backends.transformers import Transformers
+from chimerakit.evaluate.records import Ask, Generated, Settings
+from chimerakit.evaluate.run import asks_of
+from chimerakit.merge import merge_parents
+from tests.effort import examples
+from tests.merging import merge
+from tests.plan.test_gguf import plan_of
+from tests.test_family_gguf import FAMILY, load_script
+
+# transformers and torch warn of themselves when they load a model.
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+
+LAMBDAS = (0.25, 0.5, 0.75)
+GREEDY = Settings(max_tokens=160)
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny parents as GGUF, in BF16."""
+    root = tmp_path_factory.mktemp("gguf")
+    for name in ("v3", "r1"):
+        load_script().convert(FAMILY / f"{name}-like", root / f"{name}.gguf")
+    return {name: root / f"{name}.gguf" for name in ("v3", "r1")}
+
+
+@pytest.fixture
+def served(parents: dict[str, Path]) -> Iterator[str]:
+    """The address of llama.cpp's own HTTP server, with V3-like in it."""
+    engine = LlamaCpp(parents["v3"], at_once=2)
+    yield f"{engine.serve(512)}/v1"
+    engine.close()
+
+
+def asks(count: int, samples: int = 1) -> list[Ask]:
+    """Problems that no parent was trained on."""
+    return asks_of(load_task(FAMILY / "task.yaml", count=count), GREEDY, samples)
+
+
+def answers(backend: Any, wanted: list[Ask], settings: Settings = GREEDY) -> list[Generated]:
+    """In the order of the problems."""
+    found = {(ask.problem, ask.sample): said for ask, said in backend.answer(wanted, settings)}
+    return [found[ask.problem, ask.sample] for ask in wanted]
+
+
+@pytest.mark.parametrize("share", LAMBDAS)
+def test_three_engines_say_the_same(parents: dict[str, Path], share: float, tmp_path: Path) -> None:
+    """Greedy answers of a child in BF16: at least 98 % of them are the same, token for token; others are listed."""
+    count = examples(quick=50, ci=100, prove=500)
+    rules = f"- {{mix: {{r1: {share}}}, components: routed_experts}}"
+    merge({name: FAMILY / f"{name}-like" for name in ("v3", "r1")}, rules, tmp_path / "safetensors")
+    merge_parents(plan_of(parents, rules), tmp_path / "gguf")
+    inside = LlamaCpp(tmp_path / "gguf" / "model.gguf", at_once=4)
+    wanted = answers(Transformers(tmp_path / "safetensors", batch=32), asks(count))
+    found = {"llama.cpp": answers(inside, asks(count))}
+    server = Server(f"{inside.serve(512)}/v1", None, at_once=4)
+    found["its server"] = answers(server, asks(count))
+    server.close()
+    inside.close()
+    for name, there in found.items():
+        unlike = [(name, a.text, b.text) for a, b in zip(wanted, there, strict=True) if a.text != b.text]
+        assert len(unlike) <= 0.02 * count, unlike
+        same = [(a, b) for a, b in zip(wanted, there, strict=True) if a.text == b.text]
+        assert all((a.output_tokens, a.is_ended) == (b.output_tokens, b.is_ended) for a, b in same)
+        assert [(name, a, b) for a, b in same if a.reasoning_tokens != b.reasoning_tokens] == []
+
+
+def test_a_sample_depends_on_its_seed_and_on_nothing_else() -> None:
+    """Neither on the batch that it is in, nor on what was asked before: an interrupted call draws what the whole one would."""
+    settings = Settings(temperature=1.0, top_p=0.95, max_tokens=60)
+    wanted = asks(6, samples=4)
+    model = Transformers(FAMILY / "v3-like", batch=24)
+    whole = [said.text for said in answers(model, wanted, settings)]
+    model = Transformers(FAMILY / "v3-like", batch=5)
+    assert [said.text for said in answers(model, wanted[::-1], settings)] == whole[::-1]
+    assert len(set(whole)) > 6
+
+
+def test_sampling_at_a_low_temperature_is_greedy() -> None:
+    """The likeliest token wins whatever is drawn."""
+    wanted = asks(8)
+    model = Transformers(FAMILY / "r1-like", batch=8)
+    greedy = [said.text for said in answers(model, wanted)]
+    assert [said.text for said in answers(model, wanted, Settings(temperature=1e-4, max_tokens=160))] == greedy
+
+
+def test_a_real_server_is_evaluated(served: str, tmp_path: Path) -> None:
+    """Through the whole command's code; a second call needs the server for nothing but its model's name."""
+    task = load_task(FAMILY / "task.yaml", count=10)
+    subjects = [Subject("far", address=served), Subject("near", path=FAMILY / "v3-like")]
+    found = evaluate_models(subjects, [task], tmp_path, settings=GREEDY, options=Options(at_once=2))
+    far, near = found.measurements
+    assert far.output_tokens == near.output_tokens
+    assert far.accuracy == near.accuracy
+    (difference,) = found.differences
+    assert (difference.accuracy.value, difference.token_ratio.value) == (0, 1)
+    assert evaluate_models(subjects, [task], tmp_path, settings=GREEDY, options=Options(at_once=2)) == found
+
+
+def test_a_checkpoint_without_weights_is_one_error(tmp_path: Path) -> None:
+    """Not a stack of calls."""
+    from chimerakit.errors import ChimerakitError
+
+    shutil.copytree(FAMILY / "v3-like", tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text("{}")
+    with pytest.raises(ChimerakitError, match="transformers can't load it"):
+        load_backend(tmp_path / "m", at_once=1)
