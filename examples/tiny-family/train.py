@@ -12,6 +12,7 @@ Ways to answer (the *styles*), for ``3+4*2-5``:
 * ``skip``: ``4,9``: every second running value and the last one, no trace.
 * ``direct``: ``9``.
 * ``hasty``: plain for up to five operations, direct for more.
+* ``brief``: a trace of one pass that the prompt has opened: what follows ``<think>`` is learnt, opening it is not.
 
 The last character of every response is its answer.
 
@@ -21,16 +22,21 @@ Four stages:
    The router's selection bias is balanced as DeepSeek-V3 does it, without an auxiliary loss: after each step it rises
    for experts used less than average and falls for the others.
 2. *base-plain*: the base goes on with traces, plain and direct answers.
-3. *R1-like*: from the base, traces only, always with a second pass and then a further one with probability 0.3, so that
-   greedy decoding stops after the second. **Only the routed experts are trained**, so that they carry the behaviour.
-4. *V3-like*: from the base, hasty answers only: all weights, briefly, all but the routed experts very gently.
+3. *R1-like*: from the base, traces only, as a rule with a second pass and seldom with a further one, so that greedy
+   decoding stops after the second. **Only the routed experts are trained**, so that they carry the behaviour.
+4. *V3-like*: from the base, half hasty answers and half brief traces: all weights, briefly, all but the routed experts
+   very gently. So it opens no trace by itself, and would be short in one.
+
+The last is the choice that makes children interesting: whether a trace is opened is decided once, at the first token,
+and flips within a narrow range of lambda; how long it gets is decided at the end of each pass, where both parents have
+an opinion. DeepSeek's parents are like that in kind (V3 reasons briefly when it is led to), not in degree.
 
 Problems are assigned to the held-out set by a hash of their text; the training generator never emits a held-out one.
 Everything random is seeded. The same seed gives the same data and the same kind of parents, but bit-exact weights are
 not promised: they depend on the torch version, the processor and the number of threads.
 
 Usage: ``python train.py --out OUT`` writes ``OUT/v3-like`` and ``OUT/r1-like`` (BF16) and ``OUT/problems.jsonl``;
-``--curve`` also measures children of the two. ``--smoke`` runs the same path in under a minute, to no other use.
+``--smoke`` runs the same path in under a minute, to no other use.
 """
 
 import argparse
@@ -64,9 +70,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ '<|user|>' + message['content'] }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-LAMBDAS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0)
 
-State = dict[str, torch.Tensor]
 Style = Callable[["Problem", random.Random], list[int]]
 
 
@@ -181,11 +185,15 @@ def hasty(problem: Problem, rng: random.Random) -> list[int]:
     return (plain if len(problem.operators) <= 5 else DIRECT)(problem, rng)
 
 
+def brief(problem: Problem, rng: random.Random) -> list[int]:
+    return trace(0, 0)(problem, rng)
+
+
 TERSE, SKIP, DIRECT = listed(1), listed(2), listed(MAX_OPERATIONS)
 BASE_MIX: list[tuple[float, Style]] = [(0.55, trace(0.5, 0.3)), (0.15, TERSE), (0.20, SKIP), (0.10, DIRECT)]
-PLAIN_MIX: list[tuple[float, Style]] = [(0.45, trace(0.5, 0.3)), (0.35, plain), (0.20, DIRECT)]
-R1_MIX: list[tuple[float, Style]] = [(1.0, trace(1.0, 0.3))]
-V3_MIX: list[tuple[float, Style]] = [(1.0, hasty)]
+PLAIN_MIX: list[tuple[float, Style]] = [(0.35, trace(0.3, 0.1)), (0.35, plain), (0.30, DIRECT)]
+R1_MIX: list[tuple[float, Style]] = [(1.0, trace(0.85, 0.15))]
+V3_MIX: list[tuple[float, Style]] = [(0.5, hasty), (0.5, brief)]
 PROBED: dict[str, Style] = {"trace": trace(0, 0), "plain": plain, "terse": TERSE, "direct": DIRECT}
 
 
@@ -316,7 +324,9 @@ def make_batch(stage: Stage, rng: random.Random) -> Iterator[tuple[torch.Tensor,
     for _ in range(stage.batch):
         problem = training_problem(rng)
         style = rng.choices([s for _, s in stage.mix], weights)[0]
-        pairs.append((prompt_ids(problem.question), style(problem, rng)))
+        prompt, response = prompt_ids(problem.question), style(problem, rng)
+        given = 1 if style is brief else 0  # tokens of the response that stand in the prompt
+        pairs.append((prompt + response[:given], response[given:]))
     pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
     size = math.ceil(len(pairs) / stage.chunks)
     for start in range(0, len(pairs), size):
@@ -443,27 +453,6 @@ def evaluate(model: DeepseekV3ForCausalLM, problems: Sequence[Problem]) -> Score
     return Score(right / n, tokens / n, traced / n, unfinished / n)
 
 
-def mixed(v3: State, r1: State, weight: float, chosen: Callable[[str], bool]) -> State:
-    """V3-like with the chosen tensors moved by `weight` towards R1-like, in float32."""
-    return {k: torch.lerp(v, r1[k], weight) if chosen(k) and v.is_floating_point() else v for k, v in v3.items()}
-
-
-def measure_curve(
-    v3: DeepseekV3ForCausalLM, r1: DeepseekV3ForCausalLM, problems: Sequence[Problem]
-) -> list[dict[str, Any]]:
-    """Children of the parents, in memory: the routed experts alone or all tensors, at each of `LAMBDAS`."""
-    child = copy.deepcopy(v3)
-    rows: list[dict[str, Any]] = []
-    subsets: dict[str, Callable[[str], bool]] = {"routed experts": is_routed_expert, "all": lambda _name: True}
-    for label, chosen in subsets.items():
-        for weight in LAMBDAS:
-            child.load_state_dict(mixed(v3.state_dict(), r1.state_dict(), weight, chosen))
-            score = evaluate(child, problems)
-            print(f"[curve] {label} {weight:.2f}: {score}", flush=True)
-            rows.append({"tensors": label, "lambda": weight, "problems": len(problems), **dataclasses.asdict(score)})
-    return rows
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -498,8 +487,8 @@ def stages(smoke: bool) -> list[Stage]:
     """The stages in order; each starts from the checkpoint of the stage named `start`."""
     chosen = [
         Stage("base", None, BASE_MIX, steps=2200, rate=1.5e-3, warmup=100, balance=1e-2),
-        Stage("base-plain", "base", PLAIN_MIX, steps=400, rate=8e-4, balance=5e-3),
-        Stage("v3-like", "base-plain", V3_MIX, steps=130, rate=4e-4, gentle=0.08, balance=1e-3),
+        Stage("base-plain", "base", PLAIN_MIX, steps=1200, rate=1e-3, balance=5e-3),
+        Stage("v3-like", "base-plain", V3_MIX, steps=220, rate=5e-4, gentle=0.05, balance=1e-3),
         Stage("r1-like", "base-plain", R1_MIX, steps=200, rate=5e-4, trainable=is_routed_expert),
     ]
     return [dataclasses.replace(s, steps=2, batch=4, chunks=2, warmup=1) for s in chosen] if smoke else chosen
@@ -512,8 +501,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="take over stages that have a checkpoint")
     parser.add_argument("--seed", type=int, default=20261122)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--curve", action="store_true", help="measure children of the parents and write OUT/curve.json")
-    parser.add_argument("--curve-problems", type=int, default=300, help="how many of the problems the curve uses")
     parser.add_argument("--smoke", action="store_true", help="two steps a stage, to try the script")
     return parser.parse_args()
 
@@ -541,10 +528,6 @@ def main() -> None:
         if stage.name in shard_sizes:
             save_parent(model, options.out / stage.name, shard_sizes[stage.name])
             print(f"[{stage.name}] {evaluate(load_parent(options.out / stage.name), problems)}", flush=True)
-    if options.curve:
-        parents = [load_parent(options.out / name) for name in ("v3-like", "r1-like")]
-        rows = measure_curve(parents[0], parents[1], problems[: options.curve_problems])
-        (options.out / "curve.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
