@@ -1,6 +1,7 @@
 """One Job -> Receipt: read, copy or mix, write, digest. Decides nothing; may run twice, anywhere, in any order.
 
     run_job -> make_units -> numerics.mix -> sink
+    run_together -> make_together -> ...        the same units of several children: what they are made of is read once
 
 Units are made into a *sink*: the child's files while merging, a comparison with them while verifying. So a child is
 proven by the same code that made it, and that code is proven by independent arithmetic in the tests.
@@ -8,7 +9,8 @@ proven by the same code that made it, and that code is proven by independent ari
 Reading, computing and writing overlap because several jobs run at a time; a job does one thing after the other.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +23,19 @@ from chimerakit.errors import NonFiniteError
 from chimerakit.events import Report
 from chimerakit.plan.panels import Cut, Panel, cut
 from chimerakit.plan.ranges import copy_runs
-from chimerakit.records import IMATRIX, Arrangement, Header, Importance, Input, Job, Made, Outcome, Plan, Receipt, Row
+from chimerakit.records import (
+    IMATRIX,
+    Arrangement,
+    Header,
+    Importance,
+    Input,
+    Job,
+    Made,
+    Outcome,
+    Plan,
+    Receipt,
+    Row,
+)
 from chimerakit.sinks import Digests, Files, Sink
 from chimerakit.stores.digest import digest_of
 from chimerakit.stores.direct import DirectReader
@@ -55,6 +69,32 @@ def run_job(job: Job, report: Report) -> Receipt:
         inputs.check_unchanged()
         files.sync()
     return Receipt(job.id, job.nbytes, headers, tuple(made))
+
+
+def run_together(jobs: Sequence[Job], report: Report) -> tuple[Receipt, ...]:
+    """`run_job` for children that have the same tensors in the same places: their rows go together, one by one."""
+    roots = {name: root for job in jobs for name, root in job.roots.items()}
+    signatures: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in roots}
+    for job in jobs:
+        for name, files in job.signatures.items():
+            signatures[name] |= files
+    with Inputs(roots, signatures, report) as inputs, ExitStack() as stack:
+        sinks = [stack.enter_context(Files(job, report)) for job in jobs]
+        headers = [
+            {h.file: sink.write_header(h, _header(h, inputs)) for h in job.headers}
+            for job, sink in zip(jobs, sinks, strict=True)
+        ]
+        made: list[list[Made]] = [[] for _ in jobs]
+        for rows in zip(*(job.rows for job in jobs), strict=True):
+            found = make_together(rows, inputs, sinks, allow_nonfinite=jobs[0].allow_nonfinite)
+            for mine, row, result, sink in zip(made, rows, found, sinks, strict=True):
+                mine.append(made_of(row, result, sink, sha256=jobs[0].sha256))
+        inputs.check_unchanged()
+        for sink in sinks:
+            sink.sync()
+    return tuple(
+        Receipt(job.id, job.nbytes, heads, tuple(mine)) for job, heads, mine in zip(jobs, headers, made, strict=True)
+    )
 
 
 def made_of(row: Row, result: Result, sink: Digests, *, sha256: bool) -> Made:
@@ -163,16 +203,71 @@ def _copy(rows: Iterable[Row], inputs: Inputs, sink: Sink) -> None:
         sink.copy(run, inputs.reader(run.parent, run.source))
 
 
+def make_together(rows: Sequence[Row], inputs: Inputs, sinks: Sequence[Sink], *, allow_nonfinite: bool) -> list[Result]:
+    """Make one unit of several children, each into its sink. Parents whose panels have the same cut are read once, and quants
+    decoded once; a parent's bytes that one child copies and another one mixes are the same bytes."""
+    found: dict[int, Result] = {}
+    groups: dict[Cut, list[tuple[int, _Sum]]] = {}
+    for number, (row, sink) in enumerate(zip(rows, sinks, strict=True)):
+        if row.kind == "copy" or row.inputs[0].arrangement is not None:
+            continue
+        made = _sum_of(row, inputs, sink)
+        groups.setdefault(made.cut, []).append((number, made))
+    for number, (row, sink) in enumerate(zip(rows, sinks, strict=True)):
+        if row.kind != "copy":
+            if row.inputs[0].arrangement is not None:
+                found[number] = _rearrange(row, row.inputs[0], row.inputs[0].arrangement, inputs, sink)
+            continue
+        readers = (group for group in groups.values() if any(_reads(made, row.inputs[0]) for _, made in group))
+        if (group := next(readers, None)) is not None:
+            group.append((number, _Sum(row, row.inputs, sink, "copied", group[0][1].cut)))
+        else:
+            _copy((row,), inputs, sink)
+            found[number] = Result("copied", None, 0)
+    for group in groups.values():
+        results = _add_up([made for _, made in group], inputs, allow_nonfinite)
+        found |= {number: result for (number, _), result in zip(group, results, strict=True)}
+    return [found[number] for number in range(len(rows))]
+
+
 def _compute(row: Row, inputs: Inputs, sink: Sink, allow_nonfinite: bool) -> Result:
     """Make a unit that is mixed or converted, or turns out to need neither."""
     if row.inputs[0].arrangement is not None:
         return _rearrange(row, row.inputs[0], row.inputs[0].arrangement, inputs, sink)
+    made = _sum_of(row, inputs, sink)
+    if made.is_copy:
+        _copy((row,), inputs, sink)
+        return Result("equal", None, 0)
+    (result,) = _add_up([made], inputs, allow_nonfinite)
+    return result
+
+
+class _Sum(NamedTuple):
+    """A unit that is to be added up, or copied beside others that are."""
+
+    row: Row
+    parts: tuple[Input, ...]
+    sink: Sink
+    outcome: Outcome
+    cut: Cut
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether its bytes are its only parent's."""
+        return self.outcome == "copied" or (self.outcome == "equal" and self.row.if_equal == "copy")
+
+
+def _sum_of(row: Row, inputs: Inputs, sink: Sink) -> _Sum:
+    """What of its parents a unit is made of, now that their bytes can be compared."""
+    parts = row.inputs
+    outcome: Outcome = "converted" if row.kind == "convert" else "mixed"
     if row.if_equal is not None and _are_equal(row, inputs):
-        if row.if_equal == "copy":
-            _copy((row,), inputs, sink)
-            return Result("equal", None, 0)
-        return _mix(row, (replace(row.inputs[0], share=1.0),), inputs, sink, "equal", allow_nonfinite)
-    return _mix(row, row.inputs, inputs, sink, "converted" if row.kind == "convert" else "mixed", allow_nonfinite)
+        parts, outcome = (replace(row.inputs[0], share=1.0),), "equal"
+    return _Sum(row, parts, sink, outcome, cut(row.outputs[0].shape, (row.storage, *(p.storage for p in parts))))
+
+
+def _reads(made: _Sum, part: Input) -> bool:
+    return any(each.parent == part.parent for each in made.parts)
 
 
 def _rearrange(row: Row, part: Input, arrangement: Arrangement, inputs: Inputs, sink: Sink) -> Result:
@@ -215,41 +310,80 @@ def _are_equal(row: Row, inputs: Inputs) -> bool:
     return True
 
 
-def _mix(
-    row: Row, parts: tuple[Input, ...], inputs: Inputs, sink: Sink, outcome: Outcome, allow_nonfinite: bool
-) -> Result:
-    """Decode, add up, encode, panel by panel."""
-    import numpy as np
-
-    from chimerakit.numerics import mix
-
-    weight, *scale = row.outputs
-    whole = cut(weight.shape, (row.storage, *(p.storage for p in parts)))
-    sources = [Source(part, inputs, whole) for part in parts]
-    place = partial(run_nbytes, weight.dtype)
-    buffer, scratch = inputs.memory("out", place(whole.most)), inputs.memory("scratch", mix.SCRATCH)
-    importance = None if row.importance is None else _importance(row, row.importance, inputs)
-    sums = np.zeros(2)
-    scales: list[npt.NDArray[np.uint8]] = []
-    nonfinite = 0
+def _add_up(sums: Sequence[_Sum], inputs: Inputs, allow_nonfinite: bool) -> list[Result]:
+    """Decode, add up, encode, panel by panel; each parent's panel is read once for all of them."""
+    whole = sums[0].cut
+    writers = [_Writer(made, inputs) for made in sums]
+    readers = {part.parent: Source(part, inputs, whole) for made in sums for part in made.parts}
     for panel in whole.panels():
-        terms = [source.term(panel) for source in sources]
-        out = buffer[: place(panel.rows * panel.cols)].reshape(panel.rows, -1)
-        shape, scale_dtype = (panel.rows, panel.cols), scale[0].dtype if scale else None
-        lines = None if importance is None else importance[_lines(panel, whole, len(importance))]
-        blocks, found = mix.mix_into(terms, shape, row.storage, scale_dtype, out, sums, scratch, lines)
+        for reader in readers.values():
+            reader.read(panel, decoded=len(sums) > 1)
+        for writer in writers:
+            writer.take(panel, readers, allow_nonfinite=allow_nonfinite)
+    return [writer.finish(readers) for writer in writers]
+
+
+class _Writer:
+    """One child's side of a sum: panels in, stored bytes out, rounding errors and what is not finite added up."""
+
+    def __init__(self, made: _Sum, inputs: Inputs):
+        import numpy as np
+
+        from chimerakit.numerics import mix
+
+        self._made = made
+        self._weight, *self._scale = made.row.outputs
+        self._place = partial(run_nbytes, self._weight.dtype)
+        self._buffer = inputs.memory("out", self._place(made.cut.most))
+        self._scratch = inputs.memory("scratch", mix.SCRATCH)
+        there = made.row.importance
+        self._importance = None if there is None else _importance(made.row, there, inputs)
+        self._sums = np.zeros(2)
+        self._blocks: list[npt.NDArray[np.uint8]] = []
+        self._nonfinite = 0
+
+    def take(self, panel: Panel, sources: "Mapping[str, Source]", *, allow_nonfinite: bool) -> None:
+        """Make one panel, and write it."""
+        from chimerakit.numerics import mix
+
+        made, place = self._made, self._place
+        if made.is_copy:
+            self._write(panel, sources[made.parts[0].parent].data)
+            return
+        terms = [sources[part.parent].term(panel, part.share) for part in made.parts]
+        out = self._buffer[: place(panel.rows * panel.cols)].reshape(panel.rows, -1)
+        shape, scale_dtype = (panel.rows, panel.cols), self._scale[0].dtype if self._scale else None
+        lines = self._importance
+        lines = None if lines is None else lines[_lines(panel, made.cut, len(lines))]
+        blocks, found = mix.mix_into(terms, shape, made.row.storage, scale_dtype, out, self._sums, self._scratch, lines)
         if found and not allow_nonfinite:
-            raise _nonfinite(row, parts, terms, panel)
-        nonfinite += found
-        for piece in whole.pieces(panel):
-            here = buffer[place(piece.within) : place(piece.within + piece.weights)]
-            sink.write(weight, place(piece.start), here.data)
+            raise _nonfinite(made.row, made.parts, terms, panel)
+        self._nonfinite += found
+        self._write(panel, self._buffer)
         if blocks is not None:
-            scales.append(blocks)
-    if scale:
-        sink.write(scale[0], 0, np.concatenate(scales).data if scales else b"")
-    is_rounded = row.storage != "F32"
-    return Result(outcome, mix.relative_rms(sums) if is_rounded else None, nonfinite)
+            self._blocks.append(blocks)
+
+    def _write(self, panel: Panel, data: "npt.NDArray[np.uint8]") -> None:
+        place = self._place
+        for piece in self._made.cut.pieces(panel):
+            here = data[place(piece.within) : place(piece.within + piece.weights)]
+            self._made.sink.write(self._weight, place(piece.start), here.data)
+
+    def finish(self, sources: "Mapping[str, Source]") -> Result:
+        """Write the scales of all blocks, and say how the unit was made."""
+        import numpy as np
+
+        from chimerakit.numerics import mix
+
+        made = self._made
+        if made.is_copy:
+            for number, scale in enumerate(self._scale, 1):
+                made.sink.write(scale, 0, sources[made.parts[0].parent].companion(number))
+            return Result(made.outcome, None, 0)
+        if self._scale:
+            made.sink.write(self._scale[0], 0, np.concatenate(self._blocks).data if self._blocks else b"")
+        is_rounded = made.row.storage != "F32"
+        return Result(made.outcome, mix.relative_rms(self._sums) if is_rounded else None, self._nonfinite)
 
 
 def _importance(row: Row, there: Importance, inputs: Inputs) -> "npt.NDArray[np.float32]":
@@ -272,42 +406,64 @@ def _lines(panel: Panel, whole: Cut, matrices: int) -> "npt.NDArray[np.int64]":
 
 
 class Source:
-    """One parent's side of a mix, read panel by panel. Block scales are a 16384th of the weights and read at once."""
+    """One parent's side of a sum, read panel by panel. Block scales are a 16384th of the weights and read at once."""
 
     def __init__(self, part: Input, inputs: Inputs, whole: Cut):
         import numpy as np
 
         self._part = part
+        self._inputs = inputs
         self._whole = whole
         self._weight = part.tensors[0]
         self._reader = inputs.reader(part.parent, self._weight.file)
         self._place = partial(run_nbytes, self._weight.dtype)
-        self._share = np.float32(part.share)
         self._buffer = inputs.memory(f"panel of {part.parent}", self._place(whole.most))
+        self.data = self._buffer[:0]
+        """The bytes of the panel that was read last."""
+        self._values: npt.NDArray[np.uint8] | None = None
         self._scales = None
         self._scale_dtype = None
         if part.storage in FP8_BLOCKS:
             scale = part.tensors[1]
-            data = inputs.reader(part.parent, scale.file).read(scale.start, scale.nbytes)
             self._scale_dtype = scale.dtype
             self._scale_width = 1 if scale.dtype == "F8_E8M0" else 4
-            self._scales = np.frombuffer(data, np.uint8).reshape(scale.shape[0], scale.shape[1] * self._scale_width)
+            data = np.frombuffer(self.companion(1), np.uint8)
+            self._scales = data.reshape(scale.shape[0], scale.shape[1] * self._scale_width)
 
-    def term(self, panel: Panel) -> "Term":
-        """The parent's part of one panel."""
-        from chimerakit.numerics.mix import Term
+    def companion(self, number: int) -> bytes:
+        """The bytes of what the weight can't be read without."""
+        tensor = self._part.tensors[number]
+        return self._inputs.reader(self._part.parent, tensor.file).read(tensor.start, tensor.nbytes)
+
+    def read(self, panel: Panel, *, decoded: bool = False) -> None:
+        """Read a panel. decoded: quants become numbers at once, for several who want them."""
+        import numpy as np
+
+        from chimerakit.numerics.mix import Term, decode
 
         place = self._place
-        data = self._buffer[: place(panel.rows * panel.cols)]
+        self.data = self._buffer[: place(panel.rows * panel.cols)]
         for piece in self._whole.pieces(panel):
-            here = data[place(piece.within) : place(piece.within + piece.weights)]
+            here = self.data[place(piece.within) : place(piece.within + piece.weights)]
             self._reader.read_into(here.data, self._weight.start + place(piece.start))
+        if decoded and self._part.storage in QUANTS:
+            stored = Term(self._part.storage, np.float32(1), self.data.reshape(panel.rows, -1))
+            self._values = decode(stored).view(np.uint8)
+
+    def term(self, panel: Panel, share: float) -> "Term":
+        """The parent's part of the panel that was read last."""
+        import numpy as np
+
+        from chimerakit.numerics.mix import Term
+
+        if self._values is not None:
+            return Term("F32", np.float32(share), self._values)
         scales = None
         if self._scales is not None:
             first, last, width = panel.col // BLOCK, -(-(panel.col + panel.cols) // BLOCK), self._scale_width
             above, below = panel.row // BLOCK, -(-(panel.row + panel.rows) // BLOCK)
             scales = self._scales[above:below, first * width : last * width]
-        return Term(self._part.storage, self._share, data.reshape(panel.rows, -1), scales, self._scale_dtype)
+        return Term(self._part.storage, np.float32(share), self.data.reshape(panel.rows, -1), scales, self._scale_dtype)
 
 
 def _nonfinite(row: Row, parts: tuple[Input, ...], terms: list["Term"], panel: Panel) -> NonFiniteError:

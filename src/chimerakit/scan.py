@@ -189,7 +189,8 @@ class Values:
         """A side's panel as it is stored."""
         if side not in self._sources:
             self._sources[side] = Source(self._parts[side], self._inputs, self._whole)
-        return self._sources[side].term(panel)
+        self._sources[side].read(panel)
+        return self._sources[side].term(panel, self._parts[side].share)
 
     def place(self, numbers: "Ints") -> "tuple[Panel, Ints]":
         """The panel that holds the first of some numbers of the unit, counted row by row; and which of its own they are."""

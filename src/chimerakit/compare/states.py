@@ -154,7 +154,8 @@ def read_rows(part: Input, shape: tuple[int, int], inputs: Inputs, report: Repor
     for _, panels in groupby(whole.panels(), key=lambda panel: panel.row):
         pieces = []
         for panel in panels:
-            term = source.term(panel)
+            source.read(panel)
+            term = source.term(panel, 1.0)
             pieces.append(mix([term], (panel.rows, panel.cols)))
             report(panel_nbytes(term))
         yield np.concatenate(pieces, axis=1)

@@ -28,7 +28,7 @@ def place(recipe: Recipe, parents: Mapping[str, Checkpoint], drafts: Sequence[Dr
     """Give every tensor of the child a file and an offset."""
     base = parents[recipe.base]
     files = _by_rule(recipe, base, drafts) if recipe.output.shards == "by-rule" else _as_base(base, drafts)
-    originals = {shard.name: shard for shard in base.shards} if recipe.output.shards == "base" else {}
+    originals = {shard.name: shard for shard in base.shards}
     num_originally = Counter(tensor.file for tensor in base.tensors.values())
 
     shards, moved = [], dict[str, Tensor]()
@@ -113,11 +113,18 @@ def _as_base(base: Checkpoint, drafts: Sequence[Draft]) -> dict[str, list[Tensor
 
 
 def _by_rule(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> dict[str, list[Tensor]]:
-    """What each rule takes in files of its own, none larger than the base's largest unless one unit is."""
+    """The base's files that no rule touches, as they are; what else the base gives and what each rule takes in files of their
+    own, none larger than the base's largest unless one unit is."""
+    kept = _untouched(base, drafts)
     limit = max(shard.nbytes for shard in base.shards)
+    files: dict[str, list[Tensor]] = {shard.name: [] for shard in base.shards if shard.name in kept}
     taken: dict[int | None, list[Draft]] = {rule: [] for rule in [None, *range(len(recipe.rules))]}
     for draft in drafts:
-        taken[draft.rule].append(draft)
+        if draft.tensors[0].file in kept and draft.tensors[0] is base.tensors.get(draft.name):
+            for tensor in draft.tensors:
+                files[tensor.file].append(tensor)
+        else:
+            taken[draft.rule].append(draft)
     groups: list[list[Tensor]] = []
     for of_rule in taken.values():
         size = None
@@ -128,6 +135,20 @@ def _by_rule(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> dict[
                 size = 0
             groups[-1].extend(draft.tensors)
             size += nbytes
-    if len(groups) == 1:
+    if len(groups) == 1 and not files:
         return {"model.safetensors": groups[0]}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+    stem = "by-rule" if files else "model"  # a base's file may be called as ours would be
+    return files | {f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def _untouched(base: Checkpoint, drafts: Sequence[Draft]) -> set[str]:
+    """The base's files of which no rule takes anything, and of which nothing is stored otherwise."""
+    kept = {tensor.file for tensor in base.tensors.values()}
+    found = {t.name for draft in drafts for t in draft.tensors}
+    kept -= {tensor.file for name, tensor in base.tensors.items() if name not in found}
+    units = [{t.file for t in draft.tensors} for draft in drafts]
+    is_own = [d.rule is None and all(t is base.tensors.get(t.name) for t in d.tensors) for d in drafts]
+    kept -= {file for files, own in zip(units, is_own, strict=True) if not own for file in files}
+    while torn := {file for files in units if not files <= kept for file in files & kept}:  # a scale in another file
+        kept -= torn
+    return kept
