@@ -11,7 +11,7 @@ and last the manifest; then the folder .chimerakit goes. A folder without manife
 import fcntl
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -74,6 +74,51 @@ def tidy(path: Path) -> None:
         os.close(lock)
 
 
+def remove_child(path: Path) -> None:
+    """Delete a finished child, or what was begun of one, and nothing else that may stand in its folder."""
+    lock = _take_lock(path)
+    try:
+        _clear(path, read_begun(path))
+        clean_up(path)
+        if not any(path.iterdir()):
+            path.rmdir()
+    finally:
+        os.close(lock)
+
+
+def _clear(path: Path, there: Begun | None) -> None:
+    """Delete what the child that stood here had written, and nothing else. The caller holds the lock."""
+    names = set(there.files) if there is not None else set()
+    if (path / MANIFEST).is_file():
+        old = read_manifest(path)
+        names |= {*old.weights, *old.files, MANIFEST}
+    root = path.resolve()
+    for name in names:
+        parts = Path(name).parts
+        if not parts or ".." in parts or not (root / name).parent.resolve().is_relative_to(root):
+            raise ManifestError("names a file outside its folder", where=path / MANIFEST, found=repr(name))
+    if left := foreign_files(path, names):
+        raise OutputError(
+            "the output folder holds something else; nothing was deleted",
+            where=path,
+            found=", ".join(left[:5]),
+            do="move it away, or choose another folder",
+        )
+    # Said before anything goes, so that a kill in the middle leaves an unfinished child and no orphans.
+    files = tuple(sorted({*names, MANIFEST}))
+    _write_begun(path, Begun("", (), {}, allow_nonfinite=False, sha256=False, link=False, files=files))
+    for name in sorted(names, key=lambda name: name != MANIFEST):
+        for file in (path / name, path / (name + PART)):
+            if file.is_symlink() or file.is_file():
+                file.unlink()
+    sync_folder(path)  # before the workspace goes: files must not come back without it after a loss of power
+
+
+def _write_begun(path: Path, begun: Begun) -> None:
+    make_folder(path / WORKSPACE)
+    write_file(path / WORKSPACE / "plan.json", msgspec.json.encode(begun))
+
+
 def _take_lock(path: Path) -> int:
     """A descriptor that holds the folder's lock until it is closed, however this process ends."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -88,9 +133,22 @@ def _take_lock(path: Path) -> int:
 
 
 class Child:
-    """A child while it is being made. One process at a time works on it; its jobs need no lock."""
+    """A child while it is being made. One process at a time works on it; its jobs need no lock.
 
-    def __init__(self, plan: Plan, path: Path, *, force: bool, allow_nonfinite: bool, sha256: bool, link: bool):
+    shared: weight files that need no space, as they will be links to another child's.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        path: Path,
+        *,
+        force: bool = False,
+        allow_nonfinite: bool = False,
+        sha256: bool = False,
+        link: bool = False,
+        shared: Collection[str] = (),
+    ):
         self.path = path
         self.linked = _linkable(plan) if link else {}
         """Weight files that are hard links, and the (parent, shard) that each is a link to."""
@@ -98,6 +156,7 @@ class Child:
         self._sha256 = sha256
         self._allow_nonfinite = allow_nonfinite
         self._link = link
+        self._shared = shared
         self._workspace = path / WORKSPACE
         self._receipts = self._workspace / "receipts"
         make_folder(path)
@@ -115,7 +174,7 @@ class Child:
         os.close(self._lock)
 
     def _begin(self, *, force: bool) -> None:
-        check_output(self._plan, self.path, force=force, link=self._link)
+        check_output(self._plan, self.path, force=force, link=self._link, shared=self._shared)
         if is_finished(self.path) and not force:  # it was not when the caller looked, before the lock
             raise OutputError("another process has finished this child just now", where=self.path)
         names = (*(s.name for s in self._plan.shards), *(f.name for f in self._plan.files), CARD, MANIFEST)
@@ -135,56 +194,34 @@ class Child:
         if there is not None and not force:
             raise OutputError("was begun with other options", where=self.path, do="use the same ones, or --force")
         if force:
-            self._clear(there)
+            _clear(self.path, there)
         clean_up(self.path)
-        self._write_begun(mine)
+        _write_begun(self.path, mine)
 
     def _link_shards(self) -> None:
-        """Give whole files of parents a second name in the child; a folder that has them already keeps them."""
+        """Give whole files of parents a second name in the child."""
         for name, (parent, shard) in self.linked.items():
-            source = Path(os.path.realpath(Path(self._plan.parents[parent].root, shard)))
-            part, done = self.path / (name + PART), self.path / name
-            if any(file.exists() and file.samefile(source) for file in (part, done)):
-                continue
-            try:
-                part.unlink(missing_ok=True)
-                part.hardlink_to(source)
-            except OSError as e:
-                raise OutputError(
-                    f"can't be a hard link to {source}: {e.strerror}", where=done, do="leave --link out"
-                ) from e
+            self.link_file(name, Path(os.path.realpath(Path(self._plan.parents[parent].root, shard))))
 
-    def _write_begun(self, begun: Begun) -> None:
-        make_folder(self._workspace)
-        write_file(self._workspace / "plan.json", msgspec.json.encode(begun))
-
-    def _clear(self, there: Begun | None) -> None:
-        """Delete what the child that stood here had written, and nothing else."""
-        names = set(there.files) if there is not None else set()
-        if (self.path / MANIFEST).is_file():
-            old = read_manifest(self.path)
-            names |= {*old.weights, *old.files, MANIFEST}
-        root = self.path.resolve()
-        for name in names:
-            parts = Path(name).parts
-            if not parts or ".." in parts or not (root / name).parent.resolve().is_relative_to(root):
-                raise ManifestError("names a file outside its folder", where=self.path / MANIFEST, found=repr(name))
-        if left := foreign_files(self.path, names):
+    def link_file(self, name: str, source: Path) -> None:
+        """Make a weight file a second name of one that equals it; a folder that has it already keeps it."""
+        part, done = self.path / (name + PART), self.path / name
+        if any(file.exists() and file.samefile(source) for file in (part, done)):
+            return
+        try:
+            part.unlink(missing_ok=True)
+            part.hardlink_to(source)
+        except OSError as e:
             raise OutputError(
-                "the output folder holds something else; nothing was deleted",
-                where=self.path,
-                found=", ".join(left[:5]),
-                do="move it away, or choose another folder",
-            )
-        # Said before anything goes, so that a kill in the middle leaves an unfinished child and no orphans.
-        self._write_begun(
-            Begun("", (), {}, allow_nonfinite=False, sha256=False, link=False, files=tuple(sorted({*names, MANIFEST})))
-        )
-        for name in sorted(names, key=lambda name: name != MANIFEST):
+                f"can't be a hard link to {source}: {e.strerror}", where=done, do="leave --link out"
+            ) from e
+
+    def unlink_files(self, names: Iterable[str]) -> None:
+        """Take files away that were links to what is not there any more, so that they can be written."""
+        for name in names:
             for file in (self.path / name, self.path / (name + PART)):
-                if file.is_symlink() or file.is_file():
+                if name not in self.linked and file.is_file() and file.stat().st_nlink > 1:
                     file.unlink()
-        sync_folder(self.path)  # before the workspace goes: files must not come back without it after a loss of power
 
     # ---------------------------------------------------------------------------------------- receipts
 

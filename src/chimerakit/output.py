@@ -49,12 +49,21 @@ def read_begun(path: Path) -> Begun | None:
         return None
 
 
-def check_output(plan: Plan, path: Path, *, force: bool = False, link: bool = False) -> None:
-    """Refuse what can't become this child, before anything is written: the folder, the disk, unreadable files."""
+def check_output(
+    plan: Plan, path: Path, *, force: bool = False, link: bool = False, shared: Collection[str] = ()
+) -> None:
+    """Refuse what can't become this child, before anything is written: the folder, the disk, unreadable files.
+
+    shared: weight files that will be links to another child's.
+    """
     try:
         _check_place(plan, path)
         _check_contents(plan, path, force=force)
-        _check_space(plan, path, equal_shards(plan) if link else {})
+        if (needed := missing_nbytes(plan, path, {*(equal_shards(plan) if link else ()), *shared})) > 0:
+            free = free_nbytes(path)
+            raise OutputError(
+                "too little disk space", where=path, expected=f"{needed + free} bytes", found=f"{free} bytes free"
+            )
     except OSError as e:  # a name too long, a folder that may not be entered
         raise OutputError(f"can't be used: {e.strerror}", where=e.filename or path) from e
     for parent in plan.parents.values():  # its config was planned with, whoever's is copied
@@ -88,17 +97,20 @@ def _check_place(plan: Plan, path: Path) -> None:
             )
 
 
-def _check_space(plan: Plan, path: Path, linked: Collection[str]) -> None:
+def missing_nbytes(plan: Plan, path: Path, linked: Collection[str], *, promised: int = 0) -> int:
+    """Bytes by which the free space of the disk is too little for a child; negative if it is enough.
+
+    linked: weight files that are links. promised: bytes that others will take of the same space.
+    """
     # What has another name is a parent's too, and takes no space here.
     there = [f.stat() for f in path.glob("*") if f.is_file()] if path.is_dir() else []
     on_disk = sum(found.st_blocks * 512 for found in there if found.st_nlink == 1)
-    free = free_nbytes(path)
-    needed = _needed(plan, linked, sharing=()) + _SPARE - on_disk
-    if needed > free:
+    room = free_nbytes(path) - promised - _SPARE + on_disk
+    needed = _needed(plan, linked, sharing=())
+    if needed > room:
         sharing = [n for n, c in plan.parents.items() if c.shards and can_share(Path(c.root, c.shards[0].name), path)]
-        needed = _needed(plan, linked, sharing) + _SPARE - on_disk
-    if needed > free:
-        raise OutputError("too little disk space", where=path, expected=f"{needed} bytes", found=f"{free} bytes free")
+        needed = _needed(plan, linked, sharing)
+    return needed - room
 
 
 def _needed(plan: Plan, linked: Collection[str], sharing: Collection[str]) -> int:
@@ -111,7 +123,7 @@ def _needed(plan: Plan, linked: Collection[str], sharing: Collection[str]) -> in
     needed = sum(f.nbytes for f in plan.files) + sum(s.header.nbytes for s in plan.shards if s.name not in linked)
     for row in plan.rows:
         if row.kind != "copy":
-            needed += row.nbytes
+            needed += sum(tensor.nbytes for tensor in row.outputs if tensor.file not in linked)
             continue
         part = row.inputs[0]
         for source, target in zip(part.tensors, row.outputs, strict=True):

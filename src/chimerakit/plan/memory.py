@@ -5,6 +5,8 @@ each job that runs, whatever it does: the stage that it writes from, what it rea
 Tests hold this against processes that merge tensors of gigabytes.
 """
 
+from collections.abc import Sequence
+
 from chimerakit.dtypes import BLOCK, FP8_BLOCKS, QUANTS, numel_of
 from chimerakit.errors import PlanError
 from chimerakit.plan.panels import cut
@@ -40,6 +42,15 @@ def threads_within(plan: Plan, max_memory: int, threads: int, *, records: int = 
     return _fit(fixed + (records - 1) * _ROW * len(plan.rows), each, max_memory, threads)
 
 
+def threads_for(plans: Sequence[Plan], max_memory: int, threads: int) -> int:
+    """How many jobs may run at a time that make the same units of several children; 0 where there is not enough for one."""
+    fixed, each = _needs(max(plans, key=lambda plan: _needs(plan)[1]))
+    rows = sum(len(plan.rows) for plan in plans[1:])
+    scales = max((_scales_nbytes(row) for plan in plans for row in plan.rows if row.kind != "copy"), default=0)
+    fixed, each = fixed + _ROW * rows, each + (len(plans) - 1) * (STAGE + CHUNK + scales)
+    return max(0, min(threads, (max_memory - fixed) // each))
+
+
 def scan_threads_within(num_units: int, weights: int, sides: int, max_memory: int, threads: int) -> int:
     """The same for reading `num_units` units of some checkpoints, whose panels have at most so many weights; 0 weights for
     reading bytes only."""
@@ -65,11 +76,16 @@ def _needs(plan: Plan) -> tuple[int, int]:
 
 def _panel_nbytes(row: Row) -> int:
     """Each parent's panel, the float32 sum, its scaled copy and its encoding; and all block scales of the unit."""
-    weights = numel_of(row.outputs[0].shape)
     if row.inputs[0].arrangement is not None:
         return 4 * row.nbytes + sum(tensor.nbytes for tensor in row.inputs[0].tensors)
     storages = {row.storage, *(part.storage for part in row.inputs)}
     most = cut(row.outputs[0].shape, storages).most
-    scales = 4 * weights // BLOCK**2 if not storages.isdisjoint(FP8_BLOCKS) else 0
+    scales = _scales_nbytes(row)
     in_quants = 0 if storages.isdisjoint(QUANTS) else _QUANT
     return most * (12 + 4 * len(row.inputs) + in_quants) + scales * (1 + len(row.inputs))
+
+
+def _scales_nbytes(row: Row) -> int:
+    """All block scales of one side of a unit."""
+    storages = {row.storage, *(part.storage for part in row.inputs)}
+    return 4 * numel_of(row.outputs[0].shape) // BLOCK**2 if not storages.isdisjoint(FP8_BLOCKS) else 0

@@ -252,6 +252,17 @@ def allocated_nbytes(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
+def can_link(source: Path, folder: Path) -> bool:
+    """Whether a file can get a second name in a folder that is there: tried, and taken away again."""
+    name = folder / f".link-{os.getpid()}"
+    try:
+        name.hardlink_to(source)
+        name.unlink()
+    except OSError:
+        return False
+    return True
+
+
 def can_share(source: Path, folder: Path) -> bool:
     """Whether files in a folder, which may not exist yet, can share blocks with a file: tried in one without a name."""
     while not folder.exists():
