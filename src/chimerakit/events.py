@@ -17,7 +17,7 @@ class Started(Struct, frozen=True):
     """What is being done, in a word or two."""
     total: int
     """How much there is to go through."""
-    unit: Literal["bytes", "answers"] = "bytes"
+    unit: Literal["bytes", "answers", "children"] = "bytes"
     """What `total` and `Advanced` count."""
 
 
@@ -25,6 +25,8 @@ class Advanced(Struct, frozen=True):
     """Some of it is done."""
 
     amount: int
+    tokens: int = 0
+    """Of answers: the tokens that they are."""
 
 
 class JobDone(Struct, frozen=True):

@@ -1,13 +1,13 @@
 """The verbs: each asks the library one thing, tells what was found, and ends with its exit code."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from chimerakit._version import __version__
+from chimerakit.cli import measuring
+from chimerakit.cli.ending import end
 from chimerakit.cli.flags import (
     MAX_MEMORY,
     AsJson,
@@ -24,11 +24,13 @@ from chimerakit.cli.flags import (
     Takes,
     Threads,
     check_new,
+    is_for_several,
     nbytes_of,
     opened_imatrix,
     parents_of,
     paths_of,
     plan_of,
+    ranges_of,
 )
 from chimerakit.errors import RecipeError
 
@@ -84,6 +86,13 @@ def plan(
 
     gc.disable()  # a plan is half a million objects without cycles, and the process ends with it
 
+    if recipe is not None and is_for_several(recipe):
+        from chimerakit.cli import swept
+        from chimerakit.sweep import plan_children
+
+        plans = plan_children(*ranges_of(recipe, parent, differences))
+        zoo = swept.plans_view(plans, output)
+        end(as_json, lambda: zoo, lambda: swept.print_plans(zoo))
     made = plan_of(recipe, parent, base, take, mix, dtype, differences, split_max_size, matrix)
     if output is not None:
         from chimerakit.merge import check_finished
@@ -93,7 +102,7 @@ def plan(
         if is_finished(output):
             check_finished(made, output)
     view = show.plan_view(made, output, threads, nbytes_of(max_memory))
-    _end(as_json or full, lambda: made if full else view, lambda: show.print_plan(view))
+    end(as_json or full, lambda: made if full else view, lambda: show.print_plan(view))
 
 
 @app.command()
@@ -141,7 +150,7 @@ def merge(
             listener=listener,
         )
     view = show.merge_view(output, merged)
-    _end(as_json, lambda: view, lambda: show.print_merge(view))
+    end(as_json, lambda: view, lambda: show.print_merge(view))
 
 
 @app.command()
@@ -177,7 +186,7 @@ def verify(
             made = verify_table(
                 child, parents, codes=codes, threads=threads, max_memory=nbytes_of(max_memory), listener=listener
             )
-        _end(
+        end(
             as_json,
             lambda: show.table_view(made, detail=detail),
             lambda: show.print_table(made, detail=detail),
@@ -194,7 +203,7 @@ def verify(
             max_memory=nbytes_of(max_memory),
             listener=listener,
         )
-    _end(as_json, lambda: show.findings_view(found), lambda: show.print_findings(found), ok=found.ok)
+    end(as_json, lambda: show.findings_view(found), lambda: show.print_findings(found), ok=found.ok)
 
 
 @app.command()
@@ -235,7 +244,7 @@ def explain(
         )
     if output is not None and found.recipe is not None:
         explained.save_recipe(found.recipe, output)
-    _end(
+    end(
         as_json,
         lambda: explained.explanation_view(found, child, detail=detail),
         lambda: explained.print_explanation(found, detail=detail),
@@ -271,7 +280,7 @@ def imatrix(
     given = {name: read_imatrix(path) for name, path in paths_of(matrix, "--imatrix").items()}
     found = blend_imatrix(plan_of(recipe, parent, base, take, mix, dtype, differences), given)
     write_file(output, encode_imatrix(found.imatrix))
-    _end(as_json, lambda: blended.imatrix_view(found, output), lambda: blended.print_imatrix(found, output))
+    end(as_json, lambda: blended.imatrix_view(found, output), lambda: blended.print_imatrix(found, output))
 
 
 @app.command()
@@ -301,7 +310,7 @@ def inspect(
             max_memory=nbytes_of(max_memory),
             listener=listener,
         )
-    _end(
+    end(
         as_json,
         lambda: inspected.inspection_view(found, detail=detail),
         lambda: inspected.print_inspection(found, detail=detail),
@@ -365,7 +374,7 @@ def compare(
                 max_memory=nbytes_of(max_memory),
                 listener=listener,
             )
-    _end(
+    end(
         as_json,
         lambda: compared.map_view(found, shares),
         lambda: compared.print_map(found, shares, detail=detail),
@@ -373,65 +382,8 @@ def compare(
     )
 
 
-@app.command()
-def evaluate(
-    models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODEL...", help="PATH, NAME=PATH, or NAME=http://HOST:PORT/v1#MODEL of a server."),
-    ],
-    task: Annotated[
-        list[Path], typer.Option("--task", metavar="FILE", help="Problems: .jsonl, or .yaml that maps its fields.")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where answers are kept; a later call goes on.")],
-    count: Annotated[int | None, typer.Option(min=1, help="The first problems of each task only.")] = None,
-    scorer: Annotated[
-        str | None, typer.Option(help="exact, numeric, choice, boxed or regex:PATTERN, in place of the task's.")
-    ] = None,
-    against: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Compare with this model; the first one unless said.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Output tokens of an answer at most.")] = 4096,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Share of the likeliest tokens that is drawn from.")] = 1.0,
-    samples: Annotated[int, typer.Option(min=1, help="Answers to each problem.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of sampled answers.")] = 0,
-    tags: Annotated[str, typer.Option(metavar="OPENS,CLOSES", help="What a reasoning trace is between.")] = (
-        "<think>,</think>"
-    ),
-    at_once: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 32,
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="The checkpoint that a server has loaded, so that results name it."),
-    ] = None,
-    key_from: Annotated[
-        str, typer.Option(metavar="VARIABLE", help="The environment's variable with a server's key.")
-    ] = ("OPENAI_API_KEY"),
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer of a server.")] = 600.0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Let models answer problems: accuracy, output tokens, reasoning traces, differences. Call it again to go on."""
-    from chimerakit.cli import evaluated
-    from chimerakit.cli.progress import watching
-    from chimerakit.evaluate import Options, evaluate_models, load_task
-
-    tasks = [load_task(path, scorer=scorer, count=count) for path in task]
-    with watching(quiet=quiet) as listener:
-        found = evaluate_models(
-            evaluated.subjects_of(models, checkpoint),
-            tasks,
-            output,
-            settings=evaluated.settings_of(temperature, top_p, max_tokens, seed, tags),
-            samples=samples,
-            against=against,
-            options=Options(at_once=at_once, key_variable=key_from, timeout=timeout),
-            listener=listener,
-        )
-    _end(
-        as_json,
-        lambda: evaluated.evaluation_view(found, output),
-        lambda: evaluated.print_evaluation(found, output),
-    )
+app.command()(measuring.evaluate)
+app.command()(measuring.sweep)
 
 
 @app.command()
@@ -479,15 +431,4 @@ def report(
 
     reported.check_request(results or (), output)
     view = reported.save_page(results or (), output)
-    _end(as_json, lambda: view, lambda: reported.print_page(view))
-
-
-def _end(as_json: bool, view: Callable[[], object], table: Callable[[], None], *, ok: bool = True) -> NoReturn:
-    """The end of a verb: what was found, as JSON where that is asked for or nobody watches; exit 0, or 1 if not ok."""
-    from chimerakit.cli.show import print_json
-
-    if as_json or not sys.stdout.isatty():
-        print_json(view())
-    else:
-        table()
-    raise typer.Exit(0 if ok else 1)
+    end(as_json, lambda: view, lambda: reported.print_page(view))

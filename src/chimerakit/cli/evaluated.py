@@ -55,6 +55,13 @@ def evaluation_view(found: Evaluation, output: Path) -> dict[str, Any]:
 
 def print_evaluation(found: Evaluation, output: Path) -> None:
     """A table for each task, differences below it, and what is not as it should be."""
+    print_measurements(found)
+    print()
+    print(printable(f"saved: {output / SAVED}; show it: chimerakit report {output / SAVED} -o PAGE.html"))
+
+
+def print_measurements(found: Evaluation) -> None:
+    """The same, without where it stands."""
     for task in dict.fromkeys(each.task for each in found.measurements):
         measured = [each for each in found.measurements if each.task == task]
         _print_measured(task, measured)
@@ -62,8 +69,6 @@ def print_evaluation(found: Evaluation, output: Path) -> None:
         for each in measured:
             for says in _oddities(each):
                 print(printable(f"note: {each.model.name}: {says}"))
-    print()
-    print(printable(f"saved: {output / SAVED}; show it: chimerakit report {output / SAVED} -o PAGE.html"))
 
 
 def _print_measured(task: str, measured: Sequence[Measurement]) -> None:

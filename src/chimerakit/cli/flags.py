@@ -9,7 +9,10 @@ from chimerakit.errors import OutputError, RecipeError
 from chimerakit.words import parse_nbytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from chimerakit.plan.deltas import Distances
+    from chimerakit.recipe import Ranges
     from chimerakit.records import Checkpoint, ImatrixFile, Plan, Recipe
 
 RecipeFile = Annotated[Path | None, typer.Argument(help="The recipe; without it, --base, --take and --mix say it.")]
@@ -94,6 +97,28 @@ def plan_of(
     parents = _open_all(paths)
     distances = _distances_of(wanted, parents, differences)
     return make_plan(wanted, parents, distances, imatrix=opened_imatrix(imatrix))
+
+
+def is_for_several(recipe: Path) -> bool:
+    """Whether a recipe has ranges."""
+    from chimerakit.recipe import load_ranges
+
+    return bool(load_ranges(recipe).axes)
+
+
+def ranges_of(
+    recipe: Path, parent: list[str] | None, differences: list[Path] | None
+) -> "tuple[Ranges, dict[str, Checkpoint], Callable[[Recipe], Distances | None]]":
+    """A recipe with ranges, its parents, and how far they lie from the base, for rules with a delta."""
+    from msgspec.structs import replace
+
+    from chimerakit.recipe import load_ranges, locate_parents
+
+    ranges = load_ranges(recipe)
+    first, paths = locate_parents(ranges.candidates()[0].recipe, paths_of(parent), recipe.parent)
+    parents = _open_all(paths)
+    ranges = replace(ranges, data=ranges.data | {"parents": first.parents})
+    return ranges, parents, lambda wanted: _distances_of(wanted, parents, differences)
 
 
 def opened_imatrix(path: Path | None) -> "ImatrixFile | None":

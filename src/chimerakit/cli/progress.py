@@ -59,24 +59,29 @@ class _Amount(ProgressColumn):
         done, total, speed = int(task.completed), int(task.total or 0), task.speed or 0
         if task.fields["unit"] == "bytes":
             return Text(f"{say_nbytes(done)} of {say_nbytes(total)}, {say_nbytes(int(speed))}/s")
-        return Text(f"{done} of {total} {task.fields['unit']}")
+        tokens = task.fields["tokens"]
+        said = f", {tokens:,} tokens, {tokens / max(task.elapsed or 0, 1):,.0f}/s" if tokens else ""
+        return Text(f"{done} of {total} {task.fields['unit']}{said}")
 
 
 class _Bar:
-    """One bar for each piece of work; lines above it."""
+    """A bar for each piece of work, one below the other where work is part of other work; lines above them."""
 
     def __init__(self, progress: Progress):
         self._progress = progress
-        self._task: TaskID | None = None
+        self._running: list[tuple[TaskID, int]] = []
+        """Bars with their tokens; the last one is what is being done now."""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
-            self._task = self._progress.add_task(event.work, total=event.total, unit=event.unit)
-        elif isinstance(event, Advanced) and self._task is not None:
-            self._progress.advance(self._task, event.amount)
-        elif isinstance(event, Finished) and self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
+            task = self._progress.add_task(event.work, total=event.total, unit=event.unit, tokens=0)
+            self._running.append((task, 0))
+        elif isinstance(event, Advanced) and self._running:
+            task, tokens = self._running.pop()
+            self._running.append((task, tokens + event.tokens))
+            self._progress.update(task, advance=event.amount, tokens=tokens + event.tokens)
+        elif isinstance(event, Finished) and self._running:
+            self._progress.remove_task(self._running.pop()[0])
         elif isinstance(event, Said):
             self._progress.console.print(printable(event.text), markup=False, highlight=False)
 
@@ -85,18 +90,27 @@ class _Lines:
     """A line now and then, for logs."""
 
     def __init__(self) -> None:
-        self._started = Started("", 0)
-        self._done, self._last = 0, 0.0
+        self._running: list[tuple[Started, int]] = []
+        """Work with how much of it is done; the last one is what is being done now."""
+        self._last = 0.0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
-            self._started, self._done, self._last = event, 0, time.monotonic()
-        elif isinstance(event, Advanced):
-            self._done += event.amount
+            self._running.append((event, 0))
+            self._last = time.monotonic()
+        elif isinstance(event, Advanced) and self._running:
+            started, done = self._running.pop()
+            done += event.amount
+            self._running.append((started, done))
             if time.monotonic() - self._last > _EVERY:
                 self._last = time.monotonic()
-                total = max(1, self._started.total)
-                amount = f"{self._done:,} of {total:,} {self._started.unit} ({self._done / total:.0%})"
-                print(f"{self._started.work}: {amount}", file=sys.stderr, flush=True)
+                total = max(1, started.total)
+                print(
+                    f"{started.work}: {done:,} of {total:,} {started.unit} ({done / total:.0%})",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        elif isinstance(event, Finished) and self._running:
+            self._running.pop()
         elif isinstance(event, Said):
             print(printable(event.text), file=sys.stderr, flush=True)

@@ -40,6 +40,8 @@ class Subject(Struct, frozen=True):
     address: str | None = None
     served: str | None = None
     """What the server calls the model; None if it has one only."""
+    gone: Model | None = None
+    """Of a model that is not there any more, and is measured by answers that are kept: whose they are."""
 
 
 class Options(Struct, frozen=True):
@@ -52,6 +54,14 @@ class Options(Struct, frozen=True):
     """Seconds for an answer of a server."""
     retries: int = 6
     examples: int = 6
+
+
+class Answered(Struct, frozen=True):
+    """A model's answers to some tasks, and what they show; by task."""
+
+    model: Model
+    answers: dict[str, Answers]
+    measurements: dict[str, Measurement]
 
 
 class _Known(Struct, frozen=True):
@@ -79,29 +89,52 @@ def evaluate_models(
     with; the first one unless said. Raises TaskError, CheckpointError, EndpointError, OutputError; answers that came are kept.
     """
     _check(subjects, tasks, settings, samples, against)
-    answers: dict[str, dict[str, Answers]] = {task.name: {} for task in tasks}
-    measured: dict[tuple[str, str], Measurement] = {}
-    for subject in subjects:
-        folder = output / subject.name
-        make_folder(folder)
-        engine = _Engine(subject, options)
-        try:
-            model = engine.identify(folder, listener)
-            for task in tasks:
-                said = _answer(engine, model, task, folder, settings, samples, listener)
-                answers[task.name][subject.name] = by_problem(said)
-                found = measure(model, task, settings, answers[task.name][subject.name])
-                measured[task.name, subject.name] = found
-                listener(Said(say_measured(found)))
-        finally:
-            engine.close()
+    found = [answer_tasks(s, tasks, output, settings, samples, options=options, listener=listener) for s in subjects]
+    answers = {task.name: {each.model.name: each.answers[task.name] for each in found} for task in tasks}
     evaluation = Evaluation(
-        measurements=tuple(measured[task.name, subject.name] for task in tasks for subject in subjects),
+        measurements=tuple(each.measurements[task.name] for task in tasks for each in found),
         differences=tuple(_differences(answers, against or [subjects[0].name])),
         examples=tuple(_examples(tasks, answers, options.examples)),
     )
     write_file(output / SAVED, msgspec.json.format(msgspec.json.encode(evaluation), indent=1))
     return evaluation
+
+
+def answer_tasks(
+    subject: Subject,
+    tasks: Sequence[Task],
+    output: Path,
+    settings: Settings,
+    samples: int,
+    *,
+    options: Options = Options(),  # noqa: B008 - frozen
+    listener: Listener = ignore,
+) -> Answered:
+    """One model's answers to every problem of every task, those that `output` holds and those that are missing."""
+    folder = output / subject.name
+    make_folder(folder)
+    engine = _Engine(subject, options)
+    answers: dict[str, Answers] = {}
+    measurements: dict[str, Measurement] = {}
+    try:
+        model = engine.identify(folder, listener)
+        for task in tasks:
+            answers[task.name] = by_problem(_answer(engine, model, task, folder, settings, samples, listener))
+            measurements[task.name] = measure(model, task, settings, answers[task.name])
+            listener(Said(say_measured(measurements[task.name])))
+    finally:
+        engine.close()
+    return Answered(model, answers, measurements)
+
+
+def count_missing(model: Model, tasks: Sequence[Task], output: Path, settings: Settings, samples: int) -> int:
+    """How many answers of a model are not there yet."""
+    missing = 0
+    for task in tasks:
+        kept = Kept(output / model.name / f"{task.name}.jsonl", model, task, settings)
+        missing += len(kept.missing(asks_of(task, settings, samples)))
+        kept.close()
+    return missing
 
 
 def load_evaluation(path: Path) -> Evaluation:
@@ -144,6 +177,8 @@ class _Engine:
     def identify(self, folder: Path, listener: Listener) -> Model:
         """Whose answers they are."""
         subject = self._subject
+        if subject.gone is not None:
+            return subject.gone
         weights = texts = ""
         if subject.path is not None:
             known = _known(folder / _KNOWN)
@@ -174,7 +209,8 @@ class _Engine:
         if self._backend is None:
             if self._subject.address is not None:
                 return self._server()
-            assert self._subject.path is not None
+            if self._subject.path is None:
+                raise TaskError("is not there any more, and answers are missing", where=self._subject.name)
             self._backend = load_backend(self._subject.path, at_once=self._options.at_once)
         return self._backend
 
@@ -205,7 +241,7 @@ def _answer(
             listener(Advanced(len(asks) - len(missing)))
             for ask, said in engine.load().answer(missing, settings):
                 kept.keep(ask, said)
-                listener(Advanced(1))
+                listener(Advanced(1, said.output_tokens))
             listener(Finished(work))
         return [
             score(ask, problems[ask.problem], kept.found[ask.problem, ask.sample], task.scorer, settings)

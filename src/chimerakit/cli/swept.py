@@ -1,0 +1,106 @@
+"""Sweeps -> tables on a terminal, or JSON: what they will take, and what they found."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chimerakit.cli.evaluated import print_measurements
+from chimerakit.cli.show import add_row, make_grid, print_grid
+from chimerakit.errors import RecipeError, printable
+from chimerakit.evaluate.records import Estimate, Measurement
+from chimerakit.records import Plan
+from chimerakit.sweep import Goal, Sweep, disk_of
+from chimerakit.sweep.build import link_is_possible
+from chimerakit.sweep.run import SAVED
+from chimerakit.words import say_nbytes
+
+_LITTLE = 0.25
+"""A share of bytes that is hardly worth sharing."""
+
+
+def goal_of(text: str | None, within: float) -> Goal | None:
+    """FIGURE=VALUE. Raises RecipeError."""
+    if text is None:
+        return None
+    metric, _, value = text.partition("=")
+    figures = [name for name, kind in Measurement.__annotations__.items() if kind in (Estimate, Estimate | None)]
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if metric not in figures or number != number or not within > 0:
+        raise RecipeError(
+            "can't be read",
+            where=f"--bisect {text}",
+            expected=f"FIGURE=VALUE, of {', '.join(figures)}, and --within > 0",
+        )
+    return Goal(metric, number, within)
+
+
+def plans_view(plans: Mapping[str, Plan], folder: Path | None) -> dict[str, Any]:
+    """What the children of a sweep take, as data."""
+    one = next(iter(plans.values()))
+    linked = link_is_possible(one, folder or Path())
+    disk = disk_of(plans, linked=linked)
+    return {
+        "children": {name: {"plan": plan.digest, "nbytes": plan.output_nbytes} for name, plan in plans.items()},
+        "disk": {
+            "new": disk.new,
+            "whole": disk.whole,
+            "linked_to_parents": disk.linked,
+            "shared_between_children": disk.shared,
+            "selected_of_a_child": disk.selected,
+            "unselected_once": disk.unselected,
+            "links_to_parents_are_possible": linked,
+        },
+        "notes": list(dict.fromkeys(note for plan in plans.values() for note in plan.notes)),
+    }
+
+
+def print_plans(view: dict[str, Any]) -> None:
+    """The same as a table."""
+    disk, children = view["disk"], view["children"]
+    grid = make_grid(f"{len(children)} children", "child", "size")
+    for name, child in children.items():
+        add_row(grid, name, say_nbytes(child["nbytes"]))
+    print_grid(grid)
+    print()
+    print(f"new on the disk:            {say_nbytes(disk['new'])} of {say_nbytes(disk['whole'])}")
+    print(f"  what rules take, a child: {say_nbytes(disk['selected_of_a_child'])}")
+    print(f"  what no rule takes, once: {say_nbytes(disk['unselected_once'])}")
+    print(f"  links to parents' files:  {say_nbytes(disk['linked_to_parents'])}")
+    print(f"  links between children:   {say_nbytes(disk['shared_between_children'])}")
+    if not disk["links_to_parents_are_possible"]:
+        print("note: parents lie where no hard links lead from here, so their files are copied, once for all children")
+    if disk["whole"] - disk["new"] < _LITTLE * disk["whole"]:
+        print("note: nearly nothing can be shared: the rules take most of the bytes, and each child has its own")
+    for note in view["notes"]:
+        print(printable(f"note: {note}"))
+
+
+def sweep_view(found: Sweep, output: Path) -> dict[str, Any]:
+    """What was found, as data; answers stand in the folder."""
+    evaluation = found.evaluation
+    return {
+        "saved": str(output / SAVED),
+        "children": found.children,
+        "measurements": () if evaluation is None else evaluation.measurements,
+        "differences": () if evaluation is None else evaluation.differences,
+        "transition": found.transition,
+    }
+
+
+def print_sweep(found: Sweep, output: Path) -> None:
+    """The same as tables."""
+    if found.evaluation is None:
+        for child in found.children:
+            print(printable(f"{output / 'children' / child.name}"))
+    else:
+        print_measurements(found.evaluation)
+    if found.transition is not None:
+        at = found.transition
+        print(
+            f"{at.goal.metric} crosses {at.goal.value:g} between {at.axis} = {at.low:g} ({at.at_low:.3g}) and "
+            f"{at.high:g} ({at.at_high:.3g}), found with {at.children} children"
+        )
+    print(printable(f"saved: {output / SAVED}; show it: chimerakit report {output / SAVED} -o PAGE.html"))
