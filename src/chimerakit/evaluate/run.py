@@ -119,9 +119,11 @@ def answer_tasks(
     try:
         model = engine.identify(folder, listener)
         for task in tasks:
-            answers[task.name] = by_problem(_answer(engine, model, task, folder, settings, samples, listener))
+            found, num_asked = _answer(engine, model, task, folder, settings, samples, listener)
+            answers[task.name] = by_problem(found)
             measurements[task.name] = measure(model, task, settings, answers[task.name])
-            listener(Said(say_measured(measurements[task.name])))
+            if num_asked:
+                listener(Said(say_measured(measurements[task.name])))
     finally:
         engine.close()
     return Answered(model, answers, measurements)
@@ -228,8 +230,8 @@ def _answer(
     settings: Settings,
     samples: int,
     listener: Listener,
-) -> list[Answer]:
-    """All answers of a model to a task; those that are missing are asked for."""
+) -> tuple[list[Answer], int]:
+    """All answers of a model to a task, and how many of them were missing and asked for."""
     asks = asks_of(task, settings, samples)
     problems = {problem.id: problem for problem in task.problems}
     kept = Kept(folder / f"{task.name}.jsonl", model, task, settings)
@@ -243,10 +245,11 @@ def _answer(
                 kept.keep(ask, said)
                 listener(Advanced(1, said.output_tokens))
             listener(Finished(work))
-        return [
+        scored = [
             score(ask, problems[ask.problem], kept.found[ask.problem, ask.sample], task.scorer, settings)
             for ask in asks
         ]
+        return scored, len(missing)
     finally:
         kept.close()
 
