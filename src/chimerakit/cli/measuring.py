@@ -57,6 +57,12 @@ def evaluate(
     seed: Seed = 0,
     tags: Tags = TAGS,
     at_once: AtOnce = 32,
+    router: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Let all models read N answers of the first --against, and ask their routers."
+        ),
+    ] = 0,
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="The checkpoint that a server has loaded, so that results name it."),
@@ -82,6 +88,7 @@ def evaluate(
             settings=evaluated.settings_of(temperature, top_p, max_tokens, seed, tags),
             samples=samples,
             against=against,
+            router_texts=router,
             options=Options(at_once=at_once, key_variable=key_from, timeout=timeout),
             listener=listener,
         )

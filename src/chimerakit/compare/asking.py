@@ -190,7 +190,7 @@ def _compare_choices(
     tokens = shared = same = 0
     loads = np.zeros((2, router.experts), np.int64)
     for values in states:
-        chosen = {side: _choose(how, values, gates[side], biases.get(side)) for side, how in router.routings.items()}
+        chosen = {side: choose(how, values, gates[side], biases.get(side)) for side, how in router.routings.items()}
         found = count_agreement(chosen[A], chosen[B])
         tokens, shared, same = tokens + len(values), shared + found.shared, same + found.same
         loads += found.loads
@@ -199,12 +199,12 @@ def _compare_choices(
     return Choices(tokens=tokens, top_k=top_k, shared=shared, same=same, loads_a=loads_a, loads_b=loads_b)
 
 
-def _choose(routing: Routing, states: "F32", gate: "F32", bias: "F32 | None") -> "Chosen":
+def choose(routing: Routing, states: "F32", gate: "F32", bias: "F32 | None") -> "Chosen":
+    """The experts that a router chooses: (tokens, experts). bias: (1, experts)."""
     from chimerakit.numerics.routing import choose_experts, score_experts
 
-    scores = score_experts(states, gate, routing.scoring)
     return choose_experts(
-        scores,
+        score_experts(states, gate, routing.scoring),
         bias[0] if routing.has_bias and bias is not None else None,
         top_k=routing.top_k,
         num_groups=routing.num_groups,

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from chimerakit.dtypes import FP8_BLOCK
+from chimerakit.dtypes import FP8_BLOCK, numel_of
 from chimerakit.errors import CheckpointError
 from chimerakit.events import Report
 from chimerakit.execute import Inputs, Source
 from chimerakit.formats import open_checkpoint
+from chimerakit.formats.safetensors import header_bytes, storage_order
 from chimerakit.plan.panels import cut
 from chimerakit.records import Checkpoint, Input, Tensor
+from chimerakit.stores.part import finish_file, new_part
 
 if TYPE_CHECKING:
     from chimerakit.numerics.fp8 import F32
@@ -123,6 +125,36 @@ def _layer(tensor: Tensor, path: Path) -> int:
             found=f"{list(tensor.shape)} as {tensor.dtype}",
         )
     return int(found[1])
+
+
+class StatesFile:
+    """A file of states while it is written; it has its name when it is whole."""
+
+    def __init__(self, path: Path, source: str, tokens: int, widths: Mapping[int, int]):
+        """widths: how many numbers the router of each layer takes."""
+        ordered = storage_order((f"layers.{n}", "F32", (tokens, width)) for n, width in sorted(widths.items()))
+        header = header_bytes(ordered, {"source": source[:_MAX_SOURCE]})
+        self._path = path
+        self._widths = widths
+        self._starts: dict[int, int] = {}
+        end = len(header)
+        for name, _, shape in ordered:
+            self._starts[int(name.removeprefix("layers."))] = end
+            end += 4 * numel_of(shape)
+        self._part = new_part(path, end)
+        self._part.write(header, 0)
+
+    def write(self, layer: int, first: int, states: "F32") -> None:
+        """Take the states of some tokens, from the `first` on."""
+        self._part.write(states.tobytes(), self._starts[layer] + 4 * first * self._widths[layer])
+
+    def close(self, *, whole: bool) -> None:
+        """Give the file its name, or leave it unfinished."""
+        if whole:
+            self._part.sync()
+        self._part.close()
+        if whole:
+            finish_file(self._path)
 
 
 def check_states(states: RecordedStates, widths: Mapping[int, int]) -> None:

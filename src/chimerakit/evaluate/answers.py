@@ -14,8 +14,10 @@ from chimerakit.errors import OutputError
 from chimerakit.evaluate.records import Ask, Generated, Model, Settings, Task
 from chimerakit.stores.digest import Hasher
 from chimerakit.stores.journal import Journal
+from chimerakit.stores.local import read_file
 
 FORMAT = 1
+_MAX_FILE = 1 << 32
 
 
 class Head(Struct, frozen=True):
@@ -105,6 +107,18 @@ class Kept:
     def close(self) -> None:
         """Let others work on the file."""
         self._journal.close()
+
+
+def read_answers(path: Path) -> dict[tuple[str, int], Generated]:
+    """The answers in a file, by problem and sample, whoever's they are."""
+    found = {}
+    for text in read_file(path, _MAX_FILE).split(b"\n")[1:]:
+        try:
+            line = msgspec.json.decode(text, type=Line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        found[line.problem, line.sample] = line.said
+    return found
 
 
 def _digest(text: str) -> str:

@@ -214,9 +214,51 @@ class Example(Struct, frozen=True):
     """By model; the first sample."""
 
 
+class LayerHealth(Struct, frozen=True):
+    """What a model's router does in one layer, on texts that all models read."""
+
+    layer: int
+    loads: tuple[int, ...]
+    """How often each expert is chosen, on the model's own states."""
+    evenness: float
+    """Entropy of the loads over that of equal ones: 1 if all experts are chosen equally often, 0 if always the same."""
+    dead: int
+    """Experts that are never chosen."""
+    overloaded: int
+    """Experts that are chosen more than twice as often as the mean."""
+    margin: float
+    """By how much the last expert that is chosen is ahead of the first that is not, in scores; the median over tokens."""
+    overlap: dict[str, float]
+    """The share of chosen experts that another model chooses, too, for the same token, each on its own states."""
+    steady: dict[str, float]
+    """The share that this same router would choose, too, on the other model's states: what is missing to 1 is due to the
+    states that the child makes itself."""
+
+
+class RouterHealth(Struct, frozen=True):
+    """A model's routers."""
+
+    model: str
+    layers: tuple[LayerHealth, ...]
+
+
+class Routers(Struct, frozen=True):
+    """What routers do, and how likely texts are, on texts that all models read."""
+
+    source: str
+    """Whose answers to what the texts are."""
+    texts: int
+    tokens: int
+    health: tuple[RouterHealth, ...]
+    perplexity: dict[str, Estimate]
+    """Of the answers in the texts, given their prompts; by model."""
+
+
 class Evaluation(Struct, frozen=True):
     """Everything that a call of `evaluate` found."""
 
     measurements: tuple[Measurement, ...]
     differences: tuple[Difference, ...]
     examples: tuple[Example, ...]
+    routers: Routers | None = None
+    """What was asked of routers, if anything was."""

@@ -12,13 +12,26 @@ import msgspec
 from msgspec import Struct
 
 from chimerakit.errors import ResultError, TaskError
-from chimerakit.evaluate.answers import Kept
+from chimerakit.evaluate.answers import Kept, read_answers
 from chimerakit.evaluate.backends import Backend, engine_of, load_backend
 from chimerakit.evaluate.backends.server import Server, check_address
 from chimerakit.evaluate.identity import identify
-from chimerakit.evaluate.records import Answer, Ask, Difference, Evaluation, Example, Measurement, Model, Settings, Task
+from chimerakit.evaluate.reading import Reader, Surprise, Text, same_tokens
+from chimerakit.evaluate.records import (
+    Answer,
+    Ask,
+    Difference,
+    Evaluation,
+    Example,
+    Measurement,
+    Model,
+    Routers,
+    Settings,
+    Task,
+)
+from chimerakit.evaluate.routers import check_routers, health_of
 from chimerakit.evaluate.score import score
-from chimerakit.evaluate.summary import Answers, by_problem, differ, measure, pick_examples
+from chimerakit.evaluate.summary import Answers, by_problem, differ, measure, perplexity, pick_examples
 from chimerakit.events import Advanced, Finished, Listener, Said, Started, ignore
 from chimerakit.formats import open_checkpoint
 from chimerakit.stores.digest import digest_of
@@ -80,21 +93,30 @@ def evaluate_models(
     settings: Settings = Settings(),  # noqa: B008 - frozen
     samples: int = 1,
     against: Sequence[str] | None = None,
+    router_texts: int = 0,
     options: Options = Options(),  # noqa: B008 - frozen
     listener: Listener = ignore,
 ) -> Evaluation:
     """Let models answer every problem of every task, and measure them; answers that `output` holds are not asked for again.
 
     samples: answers to each problem; more than one need a temperature. against: names of models that the others are compared
-    with; the first one unless said. Raises TaskError, CheckpointError, EndpointError, OutputError; answers that came are kept.
+    with; the first one unless said. router_texts: so many answers of the first of these are read by all models, and their routers
+    are asked what they do with them (safetensors only). Raises TaskError, CheckpointError, EndpointError, OutputError; answers that came are kept.
     """
     _check(subjects, tasks, settings, samples, against)
+    if router_texts:
+        check_routers({subject.name: _checkpoint_of(subject) for subject in subjects})
     found = [answer_tasks(s, tasks, output, settings, samples, options=options, listener=listener) for s in subjects]
     answers = {task.name: {each.model.name: each.answers[task.name] for each in found} for task in tasks}
     evaluation = Evaluation(
         measurements=tuple(each.measurements[task.name] for task in tasks for each in found),
         differences=tuple(_differences(answers, against or [subjects[0].name])),
         examples=tuple(_examples(tasks, answers, options.examples)),
+        routers=_ask_routers(
+            subjects, tasks[0], output, settings, router_texts, (against or [subjects[0].name])[0], listener
+        )
+        if router_texts
+        else None,
     )
     write_file(output / SAVED, msgspec.json.format(msgspec.json.encode(evaluation), indent=1))
     return evaluation
@@ -252,6 +274,57 @@ def _answer(
         return scored, len(missing)
     finally:
         kept.close()
+
+
+def _ask_routers(
+    subjects: Sequence[Subject],
+    task: Task,
+    output: Path,
+    settings: Settings,
+    count: int,
+    reference: str,
+    listener: Listener,
+) -> Routers:
+    """Let all models read one model's answers, keep what their routers received, and ask them."""
+    models = {subject.name: _checkpoint_of(subject) for subject in subjects}
+    said = read_answers(output / reference / f"{task.name}.jsonl")
+    asks = [ask for ask in asks_of(task, settings, 1) if said[ask.problem, 0].text][:count]
+    if not asks:
+        raise TaskError("has said nothing that others could read", where=reference)
+    texts: dict[str, list[Text]] = {}
+    states: dict[str, Path] = {}
+    surprises: dict[str, list[Surprise]] = {}
+    source = f"{len(asks)} answers of {reference} to {task.name}"
+    for name, path in models.items():
+        reader = Reader(path)
+        try:
+            texts[name] = [reader.tokens(ask, said[ask.problem, ask.sample].text) for ask in asks]
+            tokens = same_tokens(texts)
+            states[name] = output / name / "states.safetensors"
+            work = f"{name} reads {source}"
+            listener(Started(work, len(asks), "answers"))
+            surprises[name] = []
+            for surprise in reader.read(tokens, states[name], f"{name}: {source}"):
+                surprises[name].append(surprise)
+                listener(Advanced(1, surprise.tokens))
+            listener(Finished(work))
+        finally:
+            reader.close()
+    return Routers(
+        source=source,
+        texts=len(asks),
+        tokens=sum(len(text.tokens) for text in tokens),
+        health=tuple(health_of(models, states)),
+        perplexity={name: perplexity(each) for name, each in surprises.items()},
+    )
+
+
+def _checkpoint_of(subject: Subject) -> Path:
+    if subject.path is None or subject.address is not None or open_checkpoint(subject.path).format != "safetensors":
+        raise TaskError(
+            "routers can be asked in transformers only", where=subject.name, expected="a safetensors checkpoint here"
+        )
+    return subject.path
 
 
 def _check(

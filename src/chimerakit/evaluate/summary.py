@@ -5,7 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 
-from chimerakit.evaluate.records import Answer, Difference, Example, Measurement, Model, Settings, Task
+from chimerakit.evaluate.reading import Surprise
+from chimerakit.evaluate.records import Answer, Difference, Estimate, Example, Measurement, Model, Settings, Task
 from chimerakit.evaluate.statistics import Bootstrap
 
 Answers = Mapping[str, Sequence[Answer]]
@@ -85,6 +86,13 @@ def differ(model: str, against: str, task: str, mine: Answers, theirs: Answers) 
         token_ratio=ratio,
         kept=draws.ratio(right, their_right),
     )
+
+
+def perplexity(surprises: Sequence[Surprise]) -> Estimate:
+    """exp of the mean -log probability of a token, over texts; the interval is over texts."""
+    found = Bootstrap(len(surprises)).ratio([s.nats for s in surprises], [float(s.tokens) for s in surprises])
+    assert found is not None  # every answer has a token
+    return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high))
 
 
 def pick_examples(task: Task, answers: Mapping[str, Answers], count: int) -> list[Example]:

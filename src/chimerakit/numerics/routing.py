@@ -105,6 +105,18 @@ def choose_experts(
     return chosen
 
 
+def margins(scores: F32, bias: F32 | None, chosen: Chosen, num_groups: int) -> F64:
+    """For each token, by how much the last expert that was chosen is ahead of the first that was not: (tokens,).
+
+    Of experts in groups, only groups of which one was chosen are looked at. Where all are chosen it is infinite.
+    """
+    ranked = (scores if bias is None else scores + bias).astype(np.float64)
+    groups = chosen.reshape(len(chosen), num_groups, -1).any(2).repeat(scores.shape[1] // num_groups, axis=1)
+    last: F64 = np.where(chosen, ranked, np.inf).min(1)
+    first: F64 = np.where(groups & ~chosen, ranked, -np.inf).max(1)
+    return last - first
+
+
 def count_agreement(a: Chosen, b: Chosen) -> Agreement:
     """What two routers' choices have in common."""
     return Agreement(
