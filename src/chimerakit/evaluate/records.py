@@ -254,7 +254,7 @@ class Routers(Struct, frozen=True):
     """Of the answers in the texts, given their prompts; by model."""
 
 
-class Evaluation(Struct, frozen=True):
+class Evaluation(Struct, frozen=True, tag_field="what", tag="evaluation"):
     """Everything that a call of `evaluate` found."""
 
     measurements: tuple[Measurement, ...]
@@ -262,3 +262,4 @@ class Evaluation(Struct, frozen=True):
     examples: tuple[Example, ...]
     routers: Routers | None = None
     """What was asked of routers, if anything was."""
+    format: int = 1

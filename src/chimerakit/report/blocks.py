@@ -133,13 +133,70 @@ class Spread(Struct, frozen=True, tag="spread"):
     """What a curve is."""
 
 
+Ranged = tuple[float, float, float]
+"""A number with the ends of its interval."""
+
+
+class Dot(Struct, frozen=True, omit_defaults=True):
+    """One thing in a plane."""
+
+    name: str
+    color: int
+    across: Ranged
+    up: Ranged
+    is_large: bool = False
+    """Whether it stands out, with its name beside it."""
+    line: str = ""
+    """Dots of one line are joined, in their order."""
+
+
+class Plane(Struct, frozen=True, tag="plane"):
+    """Things by two numbers, each with its interval."""
+
+    across: str
+    up: str
+    dots: tuple[Dot, ...]
+    is_percent: bool = False
+    """Whether the numbers upwards are shares."""
+
+
+class Line(Struct, frozen=True, omit_defaults=True):
+    """Numbers along an axis, with their intervals."""
+
+    name: str
+    color: int
+    points: tuple[tuple[float, Ranged], ...]
+    """(place, number)."""
+    is_level: bool = False
+    """Whether it is one number for the whole axis."""
+
+
+class Curve(Struct, frozen=True, omit_defaults=True):
+    """One figure along an axis."""
+
+    name: str
+    lines: tuple[Line, ...]
+    is_percent: bool = False
+
+
+class Curves(Struct, frozen=True, tag="curves", omit_defaults=True):
+    """Figures along one axis, to be switched."""
+
+    across: str
+    views: tuple[Curve, ...]
+    marked: tuple[float, float] | None = None
+    """Where something happens."""
+    says: str = ""
+    """What happens there."""
+
+
 class Chart(Struct, frozen=True):
     """A drawing with a title and a sentence on how to read it."""
 
     kind: ClassVar[str] = "chart"
     title: str
     says: str
-    data: Map | Bars | Spread
+    data: Map | Bars | Spread | Plane | Curves
 
 
 Block = Table | Listing | RecipeText | Chart

@@ -244,9 +244,111 @@ function decades(low, high, most) {
   return inside.length <= most ? inside : powers.filter((_, n) => n % step === 0);
 }
 
+/** Round numbers between two, a few of them. */
+function stepsBetween(low, high) {
+  const power = 10 ** Math.floor(Math.log10((high - low) / 4 || 1)), step = [1, 2, 5, 10].find((s) => s * power * 6 >= high - low) * power;
+  const first = Math.ceil(low / step - 1e-9);
+  return Array.from({length: Math.floor(high / step + 1e-9) - first + 1}, (_, n) => (first + n) * step);
+}
+/** A frame with both axes; gives where numbers stand in it. */
+function frameOf(svg, width, high, xs, ys, across, percent) {
+  const bottom = high + 10, part = (v, [low, most]) => (v - low) / (most - low || 1);
+  const xOf = (v) => LEFT + part(v, xs) * (width - LEFT - RIGHT), yOf = (v) => bottom - part(v, ys) * high;
+  for (const step of stepsBetween(...ys)) {
+    svg.append(make("line", {x1: LEFT, x2: width - RIGHT, y1: yOf(step), y2: yOf(step), stroke: "var(--line)"}));
+    svg.append(text(LEFT - 8, yOf(step) + 4, say(step, percent, false), {"text-anchor": "end"}));
+  }
+  for (const step of stepsBetween(...xs)) {
+    svg.append(make("line", {x1: xOf(step), x2: xOf(step), y1: bottom, y2: bottom + 4, stroke: "var(--line)"}));
+    svg.append(text(xOf(step), bottom + 17, say(step, false, false), {"text-anchor": "middle"}));
+  }
+  svg.append(text((LEFT + width - RIGHT) / 2, bottom + 34, across, {"text-anchor": "middle"}));
+  return {xOf, yOf, bottom};
+}
+const widened = (values, share) => {
+  const low = Math.min(...values), high = Math.max(...values), more = (high - low) * share || 1;
+  return [low - more, high + more];
+};
+const inInterval = ([value, low, high], percent) => `${say(value, percent, false)} [${say(low, percent, false)}, ${say(high, percent, false)}]`;
+
+function drawPlane(data, _, width) {
+  const high = Math.min(440, Math.max(260, width * 0.5)), svg = make("svg", {viewBox: `0 0 ${width} ${high + 48}`});
+  const ends = widened(data.dots.flatMap((dot) => dot.up), 0.06);
+  const ys = data.is_percent ? [Math.max(0, ends[0]), Math.min(1, ends[1]) + 0.004] : ends;
+  const {xOf, yOf} = frameOf(svg, width, high, widened(data.dots.flatMap((dot) => dot.across), 0.05), ys, data.across, data.is_percent);
+  svg.append(text(0, 0, data.up, {"text-anchor": "middle", transform: `translate(${LEFT - 62} ${10 + high / 2}) rotate(-90)`}));
+  for (const line of new Set(data.dots.map((dot) => dot.line).filter((name) => name))) {
+    const dots = data.dots.filter((dot) => dot.line === line);
+    svg.append(make("path", {d: `M${dots.map((dot) => `${xOf(dot.across[0])} ${yOf(dot.up[0])}`).join("L")}`, fill: "none", stroke: colorOf(dots[0]), "stroke-width": 1, "stroke-opacity": 0.5}));
+  }
+  for (const dot of data.dots) {
+    const x = xOf(dot.across[0]), y = yOf(dot.up[0]), color = colorOf(dot), r = dot.is_large ? 6 : 4;
+    svg.append(make("line", {x1: x, x2: x, y1: yOf(dot.up[1]), y2: yOf(dot.up[2]), stroke: color, "stroke-opacity": 0.6}));
+    svg.append(make("line", {x1: xOf(dot.across[1]), x2: xOf(dot.across[2]), y1: y, y2: y, stroke: color, "stroke-opacity": 0.6}));
+    svg.append(make("rect", {x: x - r, y: y - r, width: 2 * r, height: 2 * r, rx: dot.is_large ? 1 : r, fill: color}));
+    if (dot.is_large) {
+      const isRight = x > width - 140;
+      svg.append(text(x + (isRight ? -10 : 10), y - 9, dot.name, {class: "name", "text-anchor": isRight ? "end" : "start"}));
+    }
+  }
+  const order = [...data.dots.keys()].sort((a, b) => data.dots[a].across[0] - data.dots[b].across[0]);
+  const place = (n) => [xOf(data.dots[order[n]].across[0]), yOf(data.dots[order[n]].up[0])];
+  const says = (__, n) => {
+    const dot = data.dots[order[n]];
+    return `${dot.name}: ${data.up} ${inInterval(dot.up, data.is_percent)}, ${data.across} ${inInterval(dot.across, false)}`;
+  };
+  const at = (x, y) => {
+    const far = order.map((___, n) => Math.hypot(place(n)[0] - x, place(n)[1] - y));
+    return [0, far.indexOf(Math.min(...far))];
+  };
+  const box = (__, n) => ({x: place(n)[0] - 8, y: place(n)[1] - 8, width: 16, height: 16});
+  const lines = [...new Map(data.dots.filter((dot) => dot.line).map((dot) => [dot.line, dot])).values()];
+  return {svg, rows: 1, columns: data.dots.length, says, at, box, legend: () => lines.map((dot) => swatch(colorOf(dot), dot.line))};
+}
+
+function drawCurves(data, view, width) {
+  const high = 260, svg = make("svg", {viewBox: `0 0 ${width} ${high + 48}`});
+  const places = [...new Set(view.lines.flatMap((line) => line.points.map(([place]) => place)))].sort((a, b) => a - b);
+  const numbers = view.lines.flatMap((line) => line.points.flatMap(([, number]) => number));
+  const xs = places.length > 1 ? [places[0], places[places.length - 1]] : [places[0] - 1, places[0] + 1];
+  const ys = view.is_percent ? [0, 1] : [0, Math.max(...numbers) * 1.05 || 1];
+  const {xOf, yOf} = frameOf(svg, width, high, xs, ys, data.across, view.is_percent);
+  if (data.marked) {
+    const [from, to] = data.marked.map(xOf);
+    svg.append(make("rect", {x: from, y: 10, width: Math.max(2, to - from), height: high, fill: "var(--accent)", "fill-opacity": 0.14}));
+  }
+  for (const line of view.lines) {
+    const color = colorOf(line);
+    if (line.is_level) {
+      const y = yOf(line.points[0][1][0]);
+      svg.append(make("line", {x1: LEFT, x2: width - RIGHT, y1: y, y2: y, stroke: color, "stroke-dasharray": "5 4"}));
+      svg.append(text(width - RIGHT - 4, y - 5, line.name, {"text-anchor": "end"}));
+      continue;
+    }
+    const there = line.points.map(([place, [, low]]) => `${xOf(place)} ${yOf(low)}`);
+    const back = [...line.points].reverse().map(([place, [, , most]]) => `${xOf(place)} ${yOf(most)}`);
+    svg.append(make("path", {d: `M${[...there, ...back].join("L")}Z`, fill: color, "fill-opacity": 0.15}));
+    svg.append(make("path", {d: `M${line.points.map(([place, [value]]) => `${xOf(place)} ${yOf(value)}`).join("L")}`, fill: "none", stroke: color, "stroke-width": 2}));
+    for (const [place, [value]] of line.points) svg.append(make("rect", {x: xOf(place) - 3, y: yOf(value) - 3, width: 6, height: 6, rx: 3, fill: color}));
+  }
+  const says = (_, n) => {
+    const parts = view.lines.flatMap((line) => line.points.filter(([place]) => line.is_level || place === places[n]).slice(0, 1).map(([, number]) => `${line.name} ${inInterval(number, view.is_percent)}`));
+    return `${data.across} ${say(places[n], false, false)}: ${view.name}: ${parts.join(", ")}`;
+  };
+  const at = (x) => {
+    const far = places.map((place) => Math.abs(xOf(place) - x));
+    return [0, far.indexOf(Math.min(...far))];
+  };
+  const legend = () => {
+    const found = view.lines.filter((line) => !line.is_level).map((line) => swatch(colorOf(line), line.name));
+    return data.marked ? [...found, swatch("color-mix(in srgb, var(--accent) 25%, transparent)", data.says)] : found;
+  };
+  return {svg, rows: 1, columns: places.length, says, at, box: (_, n) => ({x: xOf(places[n]) - 1, y: 10, width: 2, height: high}), legend};
+}
+
 // --------------------------------------------------------------------------------------- the figures
 
-const DRAW = {map: drawMap, bars: drawBars, spread: drawSpread};
+const DRAW = {map: drawMap, bars: drawBars, spread: drawSpread, plane: drawPlane, curves: drawCurves};
 
 function setUp(figure) {
   const data = JSON.parse(figure.querySelector("script").textContent), choices = data.figures || data.views || [null];

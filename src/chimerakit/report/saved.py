@@ -13,19 +13,23 @@ from msgspec import Struct
 from chimerakit.compare import DifferenceMap, load_map
 from chimerakit.compare.arrays import DamageError
 from chimerakit.errors import RecipeError, ResultError
+from chimerakit.evaluate.records import Evaluation
 from chimerakit.explain import Estimate, Explained
 from chimerakit.explain.sample import Sampled
 from chimerakit.inspect.records import Inspection
 from chimerakit.recipe import recipe_from_data
 from chimerakit.records import Recipe
 from chimerakit.stores.local import read_file
+from chimerakit.sweep.records import Sweep
 
 FORMAT = 1
 """Of the JSON of explain and inspect."""
 HOW_TO = """\
 chimerakit compare A B -o map.npz
 chimerakit explain CHILD --parent NAME=PATH --json --detail > explanation.json
-chimerakit inspect CHECKPOINT --json --detail > inspection.json"""
+chimerakit inspect CHECKPOINT --json --detail > inspection.json
+chimerakit evaluate MODEL ... -o FOLDER   (FOLDER/evaluation.json)
+chimerakit sweep RECIPE.yaml -o FOLDER    (FOLDER/sweep.json)"""
 """How results are saved."""
 
 _MAX_NBYTES = 256 << 20
@@ -63,16 +67,16 @@ class Named(Struct, frozen=True):
     """A result, and the name of the file that it was saved in."""
 
     name: str
-    found: SavedExplanation | DifferenceMap | Inspection
+    found: SavedExplanation | DifferenceMap | Inspection | Evaluation | Sweep
 
 
 class _Head(Struct, frozen=True):
     """What tells saved results apart; `detail` says whether all units are in it."""
 
-    what: Literal["explanation", "inspection"]
+    what: Literal["explanation", "inspection", "evaluation", "sweep"]
     format: int
-    chimerakit: str
-    detail: bool
+    chimerakit: str = ""
+    detail: bool = True
 
 
 def head_of(what: Literal["explanation", "inspection"], version: str, *, detail: bool) -> dict[str, Any]:
@@ -94,13 +98,15 @@ def load_result(path: Path | str) -> Named:
         raise ResultError(f"this is no saved result, or a damaged one: {e}", where=path, do=HOW_TO) from e
 
 
-_KINDS: dict[str, type[SavedExplanation] | type[Inspection]] = {
+_KINDS: dict[str, type[SavedExplanation] | type[Inspection] | type[Evaluation] | type[Sweep]] = {
     "explanation": SavedExplanation,
     "inspection": Inspection,
+    "evaluation": Evaluation,
+    "sweep": Sweep,
 }
 
 
-def _decode(data: bytes) -> SavedExplanation | Inspection:
+def _decode(data: bytes) -> SavedExplanation | Inspection | Evaluation | Sweep:
     head = msgspec.json.decode(data, type=_Head)
     if head.format != FORMAT:
         raise DamageError(f"it is of format {head.format}, by chimerakit {head.chimerakit}")
@@ -108,9 +114,10 @@ def _decode(data: bytes) -> SavedExplanation | Inspection:
         raise DamageError("it was saved without --detail")
     found = msgspec.json.decode(data, type=_KINDS[head.what])
     msgspec.msgpack.encode(found)  # refuses numbers of more than 64 bits, which nobody counted
-    recipe = found.recipe if isinstance(found, SavedExplanation) else found.provenance and found.provenance.recipe
-    if recipe is not None:
-        recipe_from_data(recipe)
+    if isinstance(found, SavedExplanation) and found.recipe is not None:
+        recipe_from_data(found.recipe)
+    if isinstance(found, Inspection) and found.provenance is not None:
+        recipe_from_data(found.provenance.recipe)
     if isinstance(found, SavedExplanation) and len({unit.unit for unit in found.units}) != len(found.units):
         raise DamageError("a unit is in it twice")
     return found

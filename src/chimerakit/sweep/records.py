@@ -47,7 +47,7 @@ class Transition(Struct, frozen=True):
     """That were measured to find it."""
 
 
-class Sweep(Struct, frozen=True):
+class Sweep(Struct, frozen=True, tag_field="what", tag="sweep"):
     """A finished sweep: children, how they did, and the parents beside them."""
 
     recipe: dict[str, Any]
@@ -59,6 +59,7 @@ class Sweep(Struct, frozen=True):
     evaluation: Evaluation | None
     """None if there was no task."""
     transition: Transition | None = None
+    format: int = 1
 
 
 class Progress(Struct, frozen=True):
