@@ -147,6 +147,43 @@ def copy_merge(bench: Bench) -> Iterator[Row]:
         yield from proof(bench, parents, child)
 
 
+def zoo(bench: Bench) -> Iterator[Row]:
+    """Nine children that mix a tenth of the bytes, against one of them merged alone; and what they take on the disk."""
+    with dense(bench, "bf16") as parents:
+        recipes = {count: bench.work / f"{count}.yaml" for count in (1, 9)}
+        shares = [round(n / 10, 1) for n in range(1, 10)]
+        for count, file in recipes.items():
+            share = f"{{sweep: {shares}}}" if count == 9 else "0.5"
+            rule = f"{{mix: {{r1: {share}}}, components: routed_experts, experts: 0-3}}"
+            file.write_text(f"parents: {{v3: , r1: }}\nbase: v3\nrules: [{rule}]\noutput: {{shards: by-rule}}\n")
+        reads, memory = (parents / "v3", parents / "r1"), 3 * nbytes_of(parents / "v3")
+        nine, alone = bench.work / "nine", bench.work / "alone"
+        many = chimerakit("sweep", recipes[9], "-o", nine, *parents_of(parents), "--quiet")
+        one_child = chimerakit("merge", recipes[1], "-o", alone, *parents_of(parents), "--quiet")
+        pairs = alternate(
+            Command(many, output=nine, reads=reads, memory=memory),
+            Command(one_child, output=alone, reads=reads, memory=memory),
+            bench.pairs,
+            bench.log,
+        )
+        plan = json.loads(run(Command(chimerakit("plan", recipes[9], *parents_of(parents), "--json")), bench.log).log)
+        same = run(Command(["cmp", *map(str, weights_of(nine / "children" / "r1-0.5", alone))]), bench.log).log
+        files = {file.stat().st_ino: file.stat().st_size for file in (nine / "children").rglob("*.safetensors")}
+        disk, new = plan["disk"], sum(files.values())
+        stated = 9 * disk["selected_of_a_child"] + disk["unselected_once"]
+        for folder in (nine, alone):
+            shutil.rmtree(folder)
+    note = f"{medians(pairs)}; {disk['selected_of_a_child'] / stated:.0%} of it selected; a shard compared: {same or 'equal'}"
+    yield Row("nine children / one: wall", ratio(pairs, wall), "x", at_most(3), note)
+    name = "nine children: new bytes / (9 x selected + unselected)"
+    yield Row(name, one(new / stated), "x", at_most(1.05), f"{new / 1e9:.2f} GB")
+
+
+def weights_of(*children: Path) -> list[Path]:
+    """The last weight file of each child, in which there is what rules take."""
+    return [max(child.glob("*.safetensors")) for child in children]
+
+
 def gguf_pick(bench: Bench) -> Iterator[Row]:
     """The R1T recipe on GGUF parents with stacked experts in Q4_K, against cp + sync."""
     words = ("--scale", str(bench.scale))
@@ -391,6 +428,7 @@ SECTIONS: dict[str, Section] = {
     "full": full_size,
     "kernels": kernels,
     "copy": copy_merge,
+    "zoo": zoo,
     "gguf": gguf_pick,
     "fp8": fp8_mix,
     "explain": explaining,

@@ -1,8 +1,10 @@
-"""The tour: merge the tiny trained parents by each recipe of their folder, prove the children, let all answer problems.
+"""The tour: merge the tiny trained parents by each recipe of their folder, prove the children, let all answer problems; then a
+small sweep, and a page that shows all of it.
 
 FAMILY/v3-like  r1-like  ...    the parents, in BF16 and in FP8
 FAMILY/recipes/*.yaml           one child each, in the order of their names
 FAMILY/problems.jsonl           problems that no parent was trained on
+FAMILY/sweep.yaml               a recipe with ranges
 FAMILY/to_gguf.py               makes GGUF files of the parents, for the tour of quantised ones
 """
 
@@ -12,21 +14,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from chimerakit.errors import CheckpointError
-from chimerakit.evaluate.records import Measurement, Settings
+from chimerakit.evaluate.records import Measurement, Settings, Task
+from chimerakit.evaluate.run import SAVED as EVALUATION
 from chimerakit.evaluate.run import Subject, evaluate_models
 from chimerakit.evaluate.tasks import load_task
 from chimerakit.events import Listener, Said
 from chimerakit.formats import open_checkpoint
 from chimerakit.merge import merge_parents
 from chimerakit.plan import make_plan
-from chimerakit.recipe import load_recipe, locate_parents, say_rule
+from chimerakit.recipe import load_ranges, load_recipe, locate_parents, say_rule
 from chimerakit.records import Findings
+from chimerakit.report import load_result, make_report
+from chimerakit.report.evaluated import summary_of
+from chimerakit.stores.part import write_file
+from chimerakit.sweep import Keep, Sweep, Wish, sweep_children
+from chimerakit.sweep.run import SAVED as SWEEP
 from chimerakit.verify import verify_child
 
 PARENTS = ("v3-like", "r1-like")
-_MAX_TOKENS = 160
+SETTINGS = Settings(max_tokens=160)
+_ROUTER_TEXTS = 20
 _QUANT = "Q4_K_M"
 _IN_GGUF = ("r1t", "three-quarters")
 """Recipes that are shown with quantised parents."""
@@ -48,6 +58,8 @@ class Demo(Struct, frozen=True):
     num_problems: int
     rows: tuple[DemoRow, ...]
     says: tuple[str, ...]
+    page: str | None = None
+    """Where the report lies."""
 
     @property
     def ok(self) -> bool:
@@ -102,11 +114,32 @@ def run_demo(
         [Subject(name, path) for name, path in models.items()],
         [task],
         output / ("evaluation-gguf" if gguf else "evaluation"),
-        settings=Settings(max_tokens=_MAX_TOKENS),
+        settings=SETTINGS,
+        against=["r1-like"] if "r1-like" in models else None,
+        router_texts=0 if gguf else _ROUTER_TEXTS,
         listener=listener,
     )
     rows = [DemoRow(m.model.name, recipes.get(m.model.name), proofs.get(m.model.name), m) for m in found.measurements]
-    return Demo(len(task.problems), tuple(rows), tuple(_conclusions(rows)))
+    says = [*_conclusions(rows)]
+    if gguf or only:
+        return Demo(len(task.problems), tuple(rows), tuple(says))
+    swept = _sweep(family, output, replace(task, problems=task.problems[: num_problems // 2]), threads, listener)
+    assert swept.evaluation is not None  # there was a task
+    says += [f"In the sweep, {line}" for line in summary_of(swept.evaluation.differences)]
+    page = output / "report.html"
+    results = [output / "sweep" / SWEEP, output / "evaluation" / EVALUATION]
+    write_file(page, make_report([load_result(result) for result in results]).encode())
+    return Demo(len(task.problems), tuple(rows), tuple(says), str(page))
+
+
+def _sweep(family: Path, output: Path, task: Task, threads: int | None, listener: Listener) -> Sweep:
+    """The family's own sweep, in a folder of its own; the children's weights are not kept."""
+    ranges = load_ranges(family / "sweep.yaml")
+    first, paths = locate_parents(ranges.candidates()[0].recipe, {}, family)
+    ranges = replace(ranges, data=ranges.data | {"parents": first.parents})
+    wish = Wish((task,), SETTINGS, against=("r1",), keep=Keep(0))
+    parents = {name: open_checkpoint(path) for name, path in paths.items()}
+    return sweep_children(ranges, parents, output / "sweep", wish, threads=threads, listener=listener)
 
 
 def _make_gguf(family: Path, output: Path, listener: Listener) -> Iterator[tuple[str, Path]]:

@@ -421,7 +421,7 @@ def report(
         list[Path] | None,
         typer.Argument(
             metavar="RESULT...",
-            help="What compare -o saved, or explain --json --detail > FILE, or inspect --json --detail > FILE.",
+            help="What compare -o, evaluate -o and sweep -o saved, or explain --json --detail > FILE, or inspect the same way.",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -313,3 +313,5 @@ def print_demo(demo: "Demo") -> None:
     print()
     for line in demo.says:
         print(printable(line))
+    if demo.page is not None:
+        print(printable(f"\nEverything in one page, to be opened in a browser: {demo.page}"))
