@@ -67,9 +67,19 @@ def answer(text: str, **more: Any) -> Answer:
     """What a model said."""
     flags = dict.fromkeys(("is_closed_only", "is_opened_twice", "is_empty", "is_truncated", "is_looping"), False)
     given: dict[str, Any] = {
-        "problem": "1", "sample": 0, "said": "9", "is_correct": True, "output_tokens": 7, "reasoning_tokens": 3,
-        "has_trace": True, "is_closed": True, "is_opened_by_prompt": False, **flags,
-        "seconds": 1.0, "reasoning": "because", "text": text,
+        "problem": "1",
+        "sample": 0,
+        "said": "9",
+        "is_correct": True,
+        "output_tokens": 7,
+        "reasoning_tokens": 3,
+        "has_trace": True,
+        "is_closed": True,
+        "is_opened_by_prompt": False,
+        **flags,
+        "seconds": 1.0,
+        "reasoning": "because",
+        "text": text,
     }
     return Answer(**given | more)
 
