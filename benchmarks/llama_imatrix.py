@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.llama_quantize import FAMILY, family_in_gguf, is_equal, mix, plan_of
+from benchmarks.llama_quantize import FAMILY, compare_files, family_in_gguf, mix, plan_of
 
 from chimerakit.formats.imatrix import encode_imatrix, read_imatrix
 from chimerakit.imatrix import blend_imatrix
@@ -61,7 +61,7 @@ def main() -> int:
             )
             print(*[line for line in said.splitlines() if "imatrix" in line and "load" in line], sep="\n")
             mine = mix(parents, dtype, root / dtype, root / "child.imatrix.gguf")
-            found.append(is_equal(mine, theirs, dtype))
+            found.append(compare_files(mine, theirs, dtype))
     return 0 if all(found) else 1
 
 

@@ -95,7 +95,7 @@ def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
     return {t.name: (t.tensor_type.name, t.data.tobytes()) for t in GGUFReader(path).tensors}
 
 
-def is_equal(mine: Path, theirs: Path, says: str) -> bool:
+def compare_files(mine: Path, theirs: Path, says: str) -> bool:
     """Whether all tensors of two files are equal; said."""
     here, there = tensors_of(mine), tensors_of(theirs)
     equal = sum(there.get(tensor) == content for tensor, content in here.items())
@@ -118,7 +118,7 @@ def main() -> int:
             theirs = root / f"{dtype}.gguf"
             if library.llama_model_quantize(os.fsencode(whole), os.fsencode(theirs), ctypes.byref(params)):
                 sys.exit(f"llama_model_quantize failed on {dtype}")
-            found.append(is_equal(mix(parents, dtype, root / dtype), theirs, dtype))
+            found.append(compare_files(mix(parents, dtype, root / dtype), theirs, dtype))
     return 0 if all(found) else 1
 
 

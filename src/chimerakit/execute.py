@@ -387,15 +387,14 @@ class _Writer:
 
 
 def _importance(row: Row, there: Importance, inputs: Inputs) -> "npt.NDArray[np.float32]":
-    """(matrices, cols): mean squares of what each column is multiplied with. As in llama-quantize, counts are rounded to whole
-    numbers, and where nothing was seen all columns have 1."""
+    """(matrices, cols): mean squares of what each column is multiplied with."""
     import numpy as np
+
+    from chimerakit.numerics.importance import means
 
     reader, cols = inputs.only_reader(IMATRIX), row.outputs[0].shape[-1]
     sums = np.frombuffer(reader.read(there.sums, 4 * there.rows * cols), np.float32).reshape(there.rows, cols)
-    counts = np.frombuffer(reader.read(there.counts, 4 * there.rows), np.float32)[:, None]
-    counts = np.floor(counts + np.float32(0.5))
-    return np.where(counts > 0, sums / np.where(counts > 0, counts, 1), 1).astype(np.float32)
+    return means(sums, np.frombuffer(reader.read(there.counts, 4 * there.rows), np.float32))
 
 
 def _lines(panel: Panel, whole: Cut, matrices: int) -> "npt.NDArray[np.int64]":

@@ -101,15 +101,19 @@ def test_two_layouts_are_not_mixed(tmp_path: Path) -> None:
     )
 
 
-def test_a_dtype_that_changes_nothing_is_no_conversion(tmp_path: Path) -> None:
-    """Asked for BF16, another layout in BF16 is moved as ever."""
+def test_another_layout_is_moved_and_never_stored_otherwise(tmp_path: Path) -> None:
+    """Asked for BF16, what is in BF16 is moved as ever; asked for F32, it is refused."""
     parents = {
         "v3": make(tmp_path / "v3.gguf", 1, "BF16", old_mla=False),
         "r1": make(tmp_path / "r1.gguf", 2, "BF16", old_mla=True),
     }
     taken = '- {take: r1, tensors: ["*.attn_k_b.weight", "*.attn_v_b.weight"]}'
-    assert plan_of(parents, taken, output="dtype: keep").rows
+    kept = {row.unit: row for row in plan_of(parents, taken, output="dtype: keep").rows}
+    for row in plan_of(parents, taken, output="dtype: bf16").rows:
+        if "attn_k_b" in row.unit or "attn_v_b" in row.unit:
+            assert (row.kind, row.storage, row.inputs) == (kept[row.unit].kind, "BF16", kept[row.unit].inputs)
     problems = problems_of(parents, taken, output="dtype: f32")
+    assert problems
     assert all("not mixed or converted" in problem for problem in problems)
 
 

@@ -27,7 +27,14 @@ def blend(sums: Sequence[F32], counts: Sequence[F32], weights: F64) -> tuple[F32
         there = weight > 0
         total[there] += weight[there, None] * each[there].astype(np.float64)
         seen[there] += weight[there] * count[there]
-    # llama.cpp counts in whole numbers and would round: nothing that was seen may become unseen, and means stay what they are.
+    # Counts are whole numbers there, see `means`: nothing that was seen may become unseen, and means stay what they are.
     whole = np.maximum(np.rint(seen), seen > 0)
     total *= (whole / np.where(seen > 0, seen, 1))[:, None]
     return total.astype(np.float32), whole.astype(np.float32), int(lost.sum())
+
+
+def means(sums: F32, counts: F32) -> F32:
+    """Mean squares, (rows, cols), as llama-quantize takes them: counts are rounded to whole numbers, and where nothing was seen
+    all columns have 1. sums: (rows, cols), counts: (rows,)."""
+    whole = np.floor(counts + np.float32(0.5))[:, None]
+    return np.where(whole > 0, sums / np.where(whole > 0, whole, 1), 1).astype(np.float32)

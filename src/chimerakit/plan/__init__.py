@@ -61,10 +61,9 @@ def make_plan(
 ) -> Plan:
     """Decide everything about a child.
 
-    distances: where rules have a delta, how far parents lie from the base, as `deltas.read_distances` has it. imatrix: what quants
-    of GGUF children are encoded by. Raises
-    PlanError with every problem: rules that match nothing, parents that lack what is taken from them, shapes, storages and
-    config values that disagree, distances that are not known.
+    distances: where rules have a delta, how far parents lie from the base, as `deltas.read_distances` has it. imatrix: what
+    quants of GGUF children are encoded by. Raises PlanError with every problem: rules that match nothing, parents that lack what
+    is taken from them, shapes, storages and config values that disagree, distances that are not known.
     """
     if set(parents) != set(recipe.parents):
         raise PlanError(

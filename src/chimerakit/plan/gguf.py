@@ -43,7 +43,7 @@ class _File(NamedTuple):
 
 
 def place_gguf(
-    recipe: Recipe, parents: Mapping[str, Checkpoint], drafts: Sequence[Draft], imatrix: ImatrixFile | None = None
+    recipe: Recipe, parents: Mapping[str, Checkpoint], drafts: Sequence[Draft], imatrix: ImatrixFile | None
 ) -> Layout:
     """Give every tensor of the child a file and an offset."""
     base = parents[recipe.base]

@@ -59,7 +59,7 @@ def keys_of_base(recipe: Recipe, base: Checkpoint) -> list[Key]:
 
 
 def plan_keys(
-    recipe: Recipe, parents: Mapping[str, Checkpoint], drafts: Sequence[Draft], imatrix: ImatrixFile | None = None
+    recipe: Recipe, parents: Mapping[str, Checkpoint], drafts: Sequence[Draft], imatrix: ImatrixFile | None
 ) -> list[Key]:
     """The child's keys but those of its split into files."""
     base = parents[recipe.base]
@@ -74,8 +74,7 @@ def plan_keys(
     is_stored_alike = all(base.tensors[draft.name].dtype == draft.storage for draft in drafts)
     if used != [recipe.base] or not is_stored_alike:
         _tell_the_truth(found, recipe, parents, drafts, used)
-    used_entries = [draft for draft in drafts if draft.importance is not None]
-    if imatrix is not None and used_entries:
+    if imatrix is not None and any(draft.importance is not None for draft in drafts):
         _set(found, f"{_IMATRIX}file", "string", imatrix.name)
         _set(found, f"{_IMATRIX}dataset", "string", ", ".join(imatrix.datasets))
         _set(found, f"{_IMATRIX}entries_count", "u32", len(imatrix.entries))
@@ -156,17 +155,23 @@ def _tell_the_truth(
             for key, value in said.items():
                 if isinstance(value, str):
                     _set(found, f"general.base_model.{number}.{key}", "string", value)
-    is_computed = any(draft.kind != "copy" for draft in drafts)
-    for prefix in (_FILE_TYPE, _IMATRIX):
-        values = [{key: parents[name].config[key] for key in _keys_of(parents[name], prefix)} for name in used]
-        is_meant = methodcaller("startswith", prefix)
-        if not is_computed and all(each == values[0] for each in values):
-            _take(found, used[0], parents[used[0]], is_meant)  # not the base's, if it gives nothing
-        else:
-            for key in [key for key in found if is_meant(key) and key != _FILE_TYPE]:
-                del found[key]
-            if prefix == _FILE_TYPE:
-                _set_file_type(found, drafts)
+    is_copied = all(draft.kind == "copy" for draft in drafts)
+    givers = {name: parents[name] for name in used}
+    if not is_copied or not _take_if_alike(found, givers, _FILE_TYPE):
+        _set_file_type(found, drafts)
+    if not is_copied or not _take_if_alike(found, givers, _IMATRIX):
+        for key in [key for key in found if key.startswith(_IMATRIX)]:
+            del found[key]
+
+
+def _take_if_alike(found: dict[str, Key], givers: Mapping[str, Checkpoint], prefix: str) -> bool:
+    """Put the keys of a kind there that all parents which give anything have alike; the base's, if it gives nothing, are none."""
+    values = [{key: giver.config[key] for key in _keys_of(giver, prefix)} for giver in givers.values()]
+    is_alike = all(each == values[0] for each in values)
+    if is_alike:
+        name, first = next(iter(givers.items()))
+        _take(found, name, first, methodcaller("startswith", prefix))
+    return is_alike
 
 
 def _set_file_type(found: dict[str, Key], drafts: Sequence[Draft]) -> None:
