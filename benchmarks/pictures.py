@@ -2,7 +2,7 @@
 
 Two parents with DeepSeek-V3's names and counts (61 layers and the MTP layer, 256 experts, FP8) but tiny matrices, of random
 numbers that are made to have something to show; a child by `chimerakit merge`, two of whose units are then spoilt; explain,
-compare, inspect and report as anybody runs them; and screenshots of the pages.
+compare, inspect and report as anybody runs them; a sweep of the tiny trained family; and screenshots of the pages.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from benchmarks.counts import make_parents
 from benchmarks.parents import ROOT
 
 PICTURES = ROOT / "docs" / "pictures"
+FAMILY = ROOT / "examples" / "tiny-family"
 RECIPE = """\
 # synthetic
 parents: {v3: , r1: }
@@ -66,6 +67,13 @@ def make_results(root: Path) -> None:
     chimerakit("inspect", child, "--values", "--detail", "--json", "-q", output=root / "inspection.json")
     spoil(child, SPOILT)
     chimerakit("explain", child, *flags, "--detail", "--json", "-q", output=root / "explanation.json")
+    make_sweep(root)
+
+
+def make_sweep(root: Path) -> None:
+    """The tiny family's sweep on 200 problems."""
+    asked = ("--task", FAMILY / "task.yaml", "--count", 200, "--max-tokens", 160, "--against", "r1", "--keep", "none")
+    chimerakit("sweep", FAMILY / "sweep.yaml", *asked, "-o", root / "sweep", "-q")
 
 
 # ------------------------------------------------------------------------------------------- pictures
@@ -88,6 +96,7 @@ SHOTS = (
     Shot("explain", "explanation.json", 1280, at=(1, 0.442, 0.3667)),
     Shot("compare", "synthetic-v3-r1.npz", 1280, 2990, at=(4, 0.48, 0.3)),
     Shot("inspect-dark", "inspection.json", 1280, dark=True),
+    Shot("sweep", "sweep/sweep.json", 1280, 1370, at=(0, 0.55, 0.3)),
     Shot("phone", "synthetic-v3-r1.npz", 390, 2100),
 )
 POINT = """(() => {
