@@ -104,6 +104,8 @@ def test_a_place_between_the_values() -> None:
         ("[{mix: {r1: {sweep: [0.5], as: 3}}, components: all}]", "is no range"),
         ("[{mix: {r1: {sweep: [a]}}, components: all}]", "a share must be a number"),
         ("[{mix: {r1: {sweep: {'../x': 1}}}, components: all}]", "is no range"),
+        ("[{mix: {r1: 1}, components: {sweep: {..: all}}}]", "is no range"),
+        ("[{mix: {r1: {sweep: {from: 0, to: 1e-9, steps: 5}}}, components: all}]", "too near"),
         (
             "[{mix: {r1: {sweep: [0.5]}}, layers: 1}, {mix: {r1: {sweep: [0.6]}}, layers: 2}]",
             "two axes are called 'r1'",
@@ -118,6 +120,16 @@ def test_what_is_no_range_is_refused(rules: str, says: str) -> None:
     """With the place that is wrong."""
     with pytest.raises(RecipeError, match=says):
         ranges(rules)
+
+
+@pytest.mark.parametrize("text", ["parents: {sweep: , r1: }\nbase: sweep\n", "parents: {a: }\nbase: {sweep: [a]}\n"])
+def test_ranges_stand_in_rules_and_output_only(text: str) -> None:
+    """A parent may be called sweep; a base is no range."""
+    if "base: sweep" in text:
+        assert read_ranges(load_yaml(text, "recipe")).candidates()[0].recipe.base == "sweep"
+    else:
+        with pytest.raises(RecipeError):
+            read_ranges(load_yaml(text, "recipe"))
 
 
 def test_a_recipe_with_ranges_is_for_several_children(tmp_path: Path) -> None:

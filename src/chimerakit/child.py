@@ -111,6 +111,9 @@ def _clear(path: Path, there: Begun | None) -> None:
         for file in (path / name, path / (name + PART)):
             if file.is_symlink() or file.is_file():
                 file.unlink()
+    for folder in sorted({parent for name in names for parent in Path(name).parents if parent.parts}, reverse=True):
+        if (path / folder).is_dir() and not (path / folder).is_symlink() and not any((path / folder).iterdir()):
+            (path / folder).rmdir()
     sync_folder(path)  # before the workspace goes: files must not come back without it after a loss of power
 
 
@@ -206,7 +209,7 @@ class Child:
     def link_file(self, name: str, source: Path) -> None:
         """Make a weight file a second name of one that equals it; a folder that has it already keeps it."""
         part, done = self.path / (name + PART), self.path / name
-        if any(file.exists() and file.samefile(source) for file in (part, done)):
+        if any(file.exists() and not file.is_symlink() and file.samefile(source) for file in (part, done)):
             return
         try:
             part.unlink(missing_ok=True)

@@ -59,7 +59,11 @@ def check_output(
     try:
         _check_place(plan, path)
         _check_contents(plan, path, force=force)
-        if (needed := missing_nbytes(plan, path, {*(equal_shards(plan) if link else ()), *shared})) > 0:
+        is_there = is_finished(path) and not force
+        if (
+            not is_there
+            and (needed := missing_nbytes(plan, path, {*(equal_shards(plan) if link else ()), *shared})) > 0
+        ):
             free = free_nbytes(path)
             raise OutputError(
                 "too little disk space", where=path, expected=f"{needed + free} bytes", found=f"{free} bytes free"

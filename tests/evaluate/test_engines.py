@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import chisquare
 
+from chimerakit.errors import ChimerakitError
 from chimerakit.evaluate import Options, Subject, evaluate_models, load_task
 from chimerakit.evaluate.backends import load_backend
 from chimerakit.evaluate.backends.llama_cpp import LlamaCpp
 from chimerakit.evaluate.backends.server import Server
-from chimerakit.evaluate.backends.transformers import Transformers
+from chimerakit.evaluate.backends.transformers import Transformers, draw
 from chimerakit.evaluate.records import Ask, Generated, Settings
 from chimerakit.evaluate.run import asks_of
 from chimerakit.merge import merge_parents
@@ -111,9 +114,20 @@ def test_a_real_server_is_evaluated(served: str, tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_weights_is_one_error(tmp_path: Path) -> None:
     """Not a stack of calls."""
-    from chimerakit.errors import ChimerakitError
-
     shutil.copytree(FAMILY / "v3-like", tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text("{}")
     with pytest.raises(ChimerakitError, match="transformers can't load it"):
         load_backend(tmp_path / "m", at_once=1)
+
+
+def test_numbers_that_are_drawn_for_two_places_have_nothing_in_common() -> None:
+    """Neither the same place nor a shifted one; a pair of tokens is drawn as their probabilities say."""
+    numbers = [draw(7, place, 64) for place in range(20)]
+    assert len({number for line in numbers for number in line.tolist()}) == 20 * 64
+    rng = np.random.default_rng(0)
+    first, second = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(4), size=4)
+    counts = np.zeros((4, 4))
+    for seed in range(4000):
+        a = int(np.argmax(np.log(first) + draw(seed, 0, 4)))
+        counts[a, int(np.argmax(np.log(second[a]) + draw(seed, 1, 4)))] += 1
+    assert chisquare(counts.ravel(), (first[:, None] * second).ravel() * 4000).pvalue > 1e-4

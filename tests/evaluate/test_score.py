@@ -78,7 +78,10 @@ def test_a_servers_reasoning_field_is_the_trace() -> None:
     assert (answer.has_trace, answer.reasoning, answer.text, answer.is_correct) == (True, "3+4=7", "9", True)
     assert not scored("9", reasoning="").has_trace
     again = scored("<think>8</think>9", reasoning="7")
-    assert (again.has_trace, again.is_correct, again.text) == (True, True, "9")
+    assert (again.has_trace, again.is_correct, again.text, again.is_opened_twice) == (True, True, "9", True)
+    assert not scored("8</think>9", reasoning="7").is_closed_only
+    assert not scored("", reasoning="never ends", is_ended=False).is_closed
+    assert scored("<think>8", reasoning="").is_opened_twice is False
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from chimerakit.evaluate import statistics
 from chimerakit.evaluate.statistics import Bootstrap
 
 
@@ -69,7 +70,13 @@ def test_intervals_hold_what_they_say() -> None:
 def test_the_same_answers_give_the_same_interval() -> None:
     """Draws have a seed; how they are cut into pieces does not matter."""
     values = [float(n % 3) for n in range(1000)]
-    assert Bootstrap(1000).mean(values) == Bootstrap(1000).mean(values)
+    kept = Bootstrap(1000).mean(values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "_KEPT", 0)
+        patch.setattr(statistics, "_PIECE", 7001)
+        again = Bootstrap(1000).mean(values)
+    for name in ("value", "low", "high"):
+        assert getattr(again, name) == pytest.approx(getattr(kept, name), abs=1e-12)
 
 
 def test_what_can_not_be_known_is_none() -> None:

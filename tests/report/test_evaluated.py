@@ -142,12 +142,16 @@ def test_the_plane_has_every_model_with_its_intervals(section: Section) -> None:
 def test_the_summary_says_who_is_as_good_with_fewest_tokens() -> None:
     """By the interval's lower end; nobody else is called so."""
     (line,) = summary_of([differs("a", -0.005, 0.6), differs("b", 0.01, 0.7), differs("c", -0.015, 0.3)])
-    assert line == "t: a keeps 100% [98 to 100] of r1's accuracy with 40% [39 to 41] fewer tokens."
+    assert (
+        line
+        == "t: a keeps 100% [98 to 100] of r1's accuracy with 40% [39 to 41] fewer tokens (of 3 with fewer tokens; each interval is of one model)."
+    )
     (line,) = summary_of([differs("c", -0.015, 0.3)])
     assert line.startswith("t: with fewer tokens nobody's accuracy is surely r1's")
     assert "c keeps 98% [98 to 100]" in line
     (line,) = summary_of([differs("a", 0.1, 1.5)])
-    assert line.startswith("Nobody needs fewer tokens")
+    assert line == "t: nobody surely needs fewer tokens than r1."
+    assert summary_of([]) == ["One model: there is nothing to compare it with."]
     assert say_difference(differs("a", 0.1, 1.5)).endswith("with 50% [49 to 51] more tokens")
 
 

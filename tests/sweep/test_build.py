@@ -1,5 +1,6 @@
 """Children that are made together: each is what `merge` makes of its plan alone, and what they have in common is there once."""
 
+import os
 import shutil
 import threading
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chimerakit.child import remove_child
 from chimerakit.errors import NonFiniteError, OutputError, PlanError
 from chimerakit.events import Advanced, Event
 from chimerakit.formats import open_checkpoint
@@ -150,10 +152,8 @@ class _Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [0.02, 0.3, 0.6, 0.95])
-def test_interrupted_anywhere_it_goes_on_and_ends_in_the_same_bytes(after: float, tmp_path: Path) -> None:
-    """Nothing that looks finished is not; what was written is not written again."""
-    plans = plans_of(parents_in(tmp_path / "parents"))
+def interrupt(plans: Mapping[str, Plan], folder: Path, after: float) -> None:
+    """Begin to build, and stop when so much is written."""
     total, done = disk_of(plans, linked=True).new, [0]
 
     def stop(event: Event) -> None:
@@ -163,24 +163,66 @@ def test_interrupted_anywhere_it_goes_on_and_ends_in_the_same_bytes(after: float
                 raise _Stop
 
     with pytest.raises(_Stop):
-        build_children(plans, tmp_path / "zoo", threads=2, listener=stop)
+        build_children(plans, folder, threads=2, listener=stop)
+
+
+@pytest.mark.parametrize("after", [0.02, 0.3, 0.6, 0.95])
+def test_interrupted_anywhere_it_goes_on_and_ends_in_the_same_bytes(after: float, tmp_path: Path) -> None:
+    """Nothing that looks finished is not; what was written is not written again."""
+    plans = plans_of(parents_in(tmp_path / "parents"))
+    interrupt(plans, tmp_path / "zoo", after)
     build_children(plans, tmp_path / "zoo", threads=2)
     build_children(plans, tmp_path / "whole", threads=2)
     assert bytes_in(tmp_path / "zoo") == bytes_in(tmp_path / "whole")
 
 
-def test_an_owner_that_went_away_in_the_middle_is_no_harm(tmp_path: Path) -> None:
-    """A file that was a link to a deleted child's is written anew, not through its other names."""
+@pytest.mark.parametrize("after", [0.2, 0.5, 0.9])
+def test_files_with_other_names_are_written_anew_and_not_through_them(after: float, tmp_path: Path) -> None:
+    """A snapshot of hard links is taken in the middle: the children end in the same bytes, and the snapshot is as it was."""
+    plans = plans_of(parents_in(tmp_path / "parents"))
+    interrupt(plans, tmp_path / "zoo", after)
+    shutil.copytree(tmp_path / "zoo", tmp_path / "snapshot", copy_function=os.link)
+    before = bytes_in(tmp_path / "snapshot")
+    build_children(plans, tmp_path / "zoo", threads=2)
+    build_children(plans, tmp_path / "whole", threads=2)
+    assert bytes_in(tmp_path / "zoo") == bytes_in(tmp_path / "whole")
+    assert bytes_in(tmp_path / "snapshot") == before
+
+
+def test_a_full_disk_is_no_harm_where_nothing_is_to_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there takes no space that it has not."""
+    from chimerakit import output
+    from chimerakit.sweep import build
+
     plans = plans_of(parents_in(tmp_path / "parents"), "router")
-    names = list(plans)
     build_children(plans, tmp_path / "zoo")
-    third = tmp_path / "zoo" / names[2]
-    wanted = bytes_in(third)
-    (third / "chimerakit.json").unlink()  # as if it had been killed before its manifest, and its workspace lost
-    shutil.rmtree(third)
-    shutil.rmtree(tmp_path / "zoo" / names[0])
-    build_children({names[2]: plans[names[2]], names[1]: plans[names[1]]}, tmp_path / "zoo")
-    assert bytes_in(third) == wanted
+    for module in (output, build):
+        monkeypatch.setattr(module, "free_nbytes", lambda _: 0)
+    build_children(plans, tmp_path / "zoo")
+
+
+def test_a_child_with_folders_is_deleted_as_a_whole(tmp_path: Path) -> None:
+    """Files of the base in folders of their own leave none of these behind; what is not the child's is not touched."""
+    parents = parents_in(tmp_path / "parents")
+    (parents["v3"] / "inference" / "kernels").mkdir(parents=True)
+    (parents["v3"] / "inference" / "kernels" / "a.py").write_text("pass")
+    plan = plans_of(parents, "router")["r1-0.5"]
+    build_children({"one": plan}, tmp_path / "zoo")
+    remove_child(tmp_path / "zoo" / "one")
+    assert not (tmp_path / "zoo" / "one").exists()
+    build_children({"one": plan}, tmp_path / "zoo")
+    (tmp_path / "zoo" / "one" / "mine.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="something else"):
+        remove_child(tmp_path / "zoo" / "one")
+    assert (tmp_path / "zoo" / "one" / "chimerakit.json").exists()
+
+
+def test_plans_of_other_parents_are_not_one_sweep(tmp_path: Path) -> None:
+    """Their rows would be mixed up."""
+    plans = plans_of(parents_in(tmp_path / "parents"))
+    others = plans_of(parents_in(tmp_path / "others"))
+    with pytest.raises(PlanError, match="not one sweep"):
+        build_children({"a": plans["r1-0.25"], "b": others["r1-0.5"]}, tmp_path / "zoo")
 
 
 def test_too_little_memory_makes_smaller_batches_or_is_refused(tmp_path: Path) -> None:
@@ -219,3 +261,16 @@ def test_what_is_not_finite_stops_all_of_them_with_one_error(tmp_path: Path) -> 
     with pytest.raises(NonFiniteError, match=r"experts\.3\.up_proj.*NaN or infinity in 'r1'"):
         build_children(plans_of(parents), tmp_path / "zoo")
     assert not list((tmp_path / "zoo").rglob("chimerakit.json"))
+
+
+def test_children_by_rule_may_be_parents_of_others(tmp_path: Path) -> None:
+    """Files that stay keep their names, and none is written over by one that would be called the same."""
+    parents = parents_in(tmp_path / "parents")
+    for generation, components in enumerate(("router", "attention", "shared_experts", "norm")):
+        plan = plans_of(parents, components)["r1-0.5"]
+        child = tmp_path / f"child-{generation}"
+        merge_parents(plan, child)
+        assert len({shard.name for shard in plan.shards}) == len(plan.shards)
+        assert verify_child(child, {name: open_checkpoint(path) for name, path in parents.items()}).ok
+        assert open_checkpoint(child).tensors.keys() == open_checkpoint(parents["v3"]).tensors.keys()
+        parents = {"v3": child, "r1": parents["r1"]}

@@ -8,7 +8,7 @@ from typing import Any
 from chimerakit.cli.flags import paths_of
 from chimerakit.cli.show import add_row, make_grid, print_grid, terminal_width
 from chimerakit.errors import RecipeError, printable
-from chimerakit.evaluate.records import Difference, Estimate, Evaluation, Measurement, Settings
+from chimerakit.evaluate.records import Difference, Estimate, Evaluation, Measurement, Routers, Settings
 from chimerakit.evaluate.run import SAVED, Subject
 
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
@@ -50,6 +50,7 @@ def evaluation_view(found: Evaluation, output: Path) -> dict[str, Any]:
         "saved": str(output / SAVED),
         "measurements": found.measurements,
         "differences": found.differences,
+        "routers": found.routers,
     }
 
 
@@ -69,6 +70,8 @@ def print_measurements(found: Evaluation) -> None:
         for each in measured:
             for says in _oddities(each):
                 print(printable(f"note: {each.model.name}: {says}"))
+    if found.routers is not None:
+        _print_routers(found.routers)
 
 
 def _print_measured(task: str, measured: Sequence[Measurement]) -> None:
@@ -121,6 +124,27 @@ def _print_differences(differences: Sequence[Difference]) -> None:
                 )
         print()
         print_grid(grid, terminal_width())
+
+
+def _print_routers(found: Routers) -> None:
+    """For each model what its least healthy layer does; all layers stand in the saved result."""
+    title = f"routers on {found.source}, {found.tokens:,} tokens; of each the layer where it is least"
+    others = [health.model for health in found.health]
+    columns = [f"same as {name}" for name in others]
+    grid = make_grid(title, "model", "perplexity", "evenness", "dead experts", "overloaded", *columns)
+    for health in found.health:
+        layers = health.layers
+        add_row(
+            grid,
+            health.model,
+            _say(found.perplexity[health.model], lambda x: f"{x:.4g}"),
+            f"{min(layer.evenness for layer in layers):.1%}",
+            max(layer.dead for layer in layers),
+            max(layer.overloaded for layer in layers),
+            *("" if n == health.model else f"{min(layer.overlap[n] for layer in layers):.1%}" for n in others),
+        )
+    print()
+    print_grid(grid, terminal_width())
 
 
 def _oddities(found: Measurement) -> list[str]:

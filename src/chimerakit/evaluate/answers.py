@@ -58,9 +58,11 @@ class Kept:
 
     def _read(self, task: Task) -> None:
         lines = [line for line in self._journal.lines() if line]
-        if not lines:
+        if not lines or (len(lines) == 1 and _is_torn(lines[0], msgspec.json.encode(self._head))):
             self._journal.append(msgspec.json.encode(self._head))
             return
+        if _is_torn(lines[0], msgspec.json.encode(self._head)):
+            del lines[0]
         self._check_head(lines[0])
         asked = {problem.id: _digest(problem.question) for problem in task.problems}
         for text in lines[1:]:
@@ -107,6 +109,11 @@ class Kept:
     def close(self) -> None:
         """Let others work on the file."""
         self._journal.close()
+
+
+def _is_torn(line: bytes, head: bytes) -> bool:
+    """Whether a line is the beginning of a head, or zeros in its place: of a process that ended, or a disk that lost power."""
+    return line != head and (head.startswith(line) or not line.strip(b"\0"))
 
 
 def read_answers(path: Path) -> dict[tuple[str, int], Generated]:

@@ -3,6 +3,7 @@
 All models read the same tokens: prompt and answer, without padding, one text after the other.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,9 +69,8 @@ class Reader:
         """A question as the chat template puts it, and an answer as it was written."""
         prompt = self._engine.prompt(ask)
         before, whole = self._ids(prompt), self._ids(prompt + answer)
-        if whole[: len(before)] != before:  # a token across the seam
-            before = before[:-1]
-        return Text(tuple(before), tuple(whole[len(before) :]))
+        seam = next((n for n, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
+        return Text(tuple(whole[:seam]), tuple(whole[seam:]))  # tokens across the seam belong to the answer
 
     def _ids(self, text: str) -> list[int]:
         return list(self._engine.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -88,6 +88,8 @@ class Reader:
             for text in texts:
                 with self._listening() as received, torch.inference_mode():
                     logits = self._engine.model(torch.tensor([text.tokens]).to(self._engine.model.device)).logits
+                if unheard := self._gates.keys() - received.keys():
+                    raise CheckpointError(f"transformers did not ask the routers of layers {unheard}", where=self._path)
                 for layer, values in received.items():
                     file.write(layer, first, values)
                 first += len(text.tokens)
@@ -131,7 +133,10 @@ def _surprise(logits: Any, text: Text) -> Surprise:
 
     chances = torch.log_softmax(logits[len(text.prompt) - 1 : -1].double(), dim=-1)
     wanted = torch.tensor(text.answer, device=chances.device)[:, None]
-    return Surprise(-float(chances.gather(1, wanted).sum()), len(text.answer))
+    nats = -float(chances.gather(1, wanted).sum())
+    if not math.isfinite(nats):
+        raise CheckpointError("gives an answer no probability that is a number", where="perplexity")
+    return Surprise(nats, len(text.answer))
 
 
 def same_tokens(texts: Mapping[str, Sequence[Text]]) -> Sequence[Text]:

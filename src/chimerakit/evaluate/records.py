@@ -226,8 +226,9 @@ class LayerHealth(Struct, frozen=True):
     """Experts that are never chosen."""
     overloaded: int
     """Experts that are chosen more than twice as often as the mean."""
-    margin: float
-    """By how much the last expert that is chosen is ahead of the first that is not, in scores; the median over tokens."""
+    margin: float | None
+    """By how much the last expert that is chosen is ahead of the first that is not, in scores; the median over tokens. None where
+    all are chosen."""
     overlap: dict[str, float]
     """The share of chosen experts that another model chooses, too, for the same token, each on its own states."""
     steady: dict[str, float]

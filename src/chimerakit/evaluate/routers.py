@@ -43,13 +43,14 @@ class _Router(NamedTuple):
         """(tokens, experts)."""
         return choose(self.routing, states, self.gate, self.bias)
 
-    def margin(self, states: "F32", chosen: "Chosen") -> float:
-        """The median over tokens."""
+    def margin(self, states: "F32", chosen: "Chosen") -> float | None:
+        """The median over tokens; None where all experts are chosen."""
         from chimerakit.numerics.routing import margins, score_experts
 
         scores = score_experts(states, self.gate, self.routing.scoring)
         bias = self.bias[0] if self.routing.has_bias and self.bias is not None else None
-        return float(median(margins(scores, bias, chosen, self.routing.num_groups).tolist()))
+        found = float(median(margins(scores, bias, chosen, self.routing.num_groups).tolist()))
+        return found if math.isfinite(found) else None
 
 
 def check_routers(models: Mapping[str, Path]) -> None:
@@ -90,7 +91,7 @@ def health_of(models: Mapping[str, Path], states: Mapping[str, Path]) -> list[Ro
 
 
 def _layer_health(
-    layer: int, chosen: "Chosen", margin: float, overlap: dict[str, float], steady: dict[str, float]
+    layer: int, chosen: "Chosen", margin: float | None, overlap: dict[str, float], steady: dict[str, float]
 ) -> LayerHealth:
     loads = chosen.sum(0).tolist()
     total, mean = sum(loads), sum(loads) / len(loads)

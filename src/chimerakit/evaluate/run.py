@@ -5,7 +5,7 @@ OUT/NAME/model.json     whose they are: what was read of the weights for that ne
 OUT/evaluation.json     what all of them show
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,6 +32,7 @@ from chimerakit.evaluate.records import (
 from chimerakit.evaluate.routers import check_routers, health_of
 from chimerakit.evaluate.score import score
 from chimerakit.evaluate.summary import Answers, by_problem, differ, measure, perplexity, pick_examples
+from chimerakit.evaluate.tasks import check_name
 from chimerakit.events import Advanced, Finished, Listener, Said, Started, ignore
 from chimerakit.formats import open_checkpoint
 from chimerakit.stores.digest import digest_of
@@ -103,14 +104,14 @@ def evaluate_models(
     with; the first one unless said. router_texts: so many answers of the first of these are read by all models, and their routers
     are asked what they do with them (safetensors only). Raises TaskError, CheckpointError, EndpointError, OutputError; answers that came are kept.
     """
-    _check(subjects, tasks, settings, samples, against)
+    check_request(subjects, tasks, settings, samples, against)
     if router_texts:
         check_routers({subject.name: _checkpoint_of(subject) for subject in subjects})
     found = [answer_tasks(s, tasks, output, settings, samples, options=options, listener=listener) for s in subjects]
     answers = {task.name: {each.model.name: each.answers[task.name] for each in found} for task in tasks}
     evaluation = Evaluation(
         measurements=tuple(each.measurements[task.name] for task in tasks for each in found),
-        differences=tuple(_differences(answers, against or [subjects[0].name])),
+        differences=tuple(_differences(answers, dict.fromkeys(against or [subjects[0].name]))),
         examples=tuple(_examples(tasks, answers, options.examples)),
         routers=_ask_routers(
             subjects, tasks[0], output, settings, router_texts, (against or [subjects[0].name])[0], listener
@@ -154,6 +155,7 @@ def answer_tasks(
 def count_missing(model: Model, tasks: Sequence[Task], output: Path, settings: Settings, samples: int) -> int:
     """How many answers of a model are not there yet."""
     missing = 0
+    make_folder(output / model.name)
     for task in tasks:
         kept = Kept(output / model.name / f"{task.name}.jsonl", model, task, settings)
         missing += len(kept.missing(asks_of(task, settings, samples)))
@@ -327,7 +329,7 @@ def _checkpoint_of(subject: Subject) -> Path:
     return subject.path
 
 
-def _check(
+def check_request(
     subjects: Sequence[Subject],
     tasks: Sequence[Task],
     settings: Settings,
@@ -340,24 +342,22 @@ def _check(
         if not found:
             raise TaskError(f"no {what} to evaluate", where="evaluate")
         for name in found:
-            if not name or name.startswith(".") or not all(c.isalnum() or c in "-_.+" for c in name):
-                raise TaskError(
-                    f"a {what}'s name is a word, as files are called by it", where=name, do=f"give it one: NAME={what}"
-                )
+            check_name(name, what)
         if twice := {name for name in found if found.count(name) > 1}:
             raise TaskError(f"two {what}s have one name", where=", ".join(sorted(twice)), do="name them: NAME=...")
     if samples > 1 and settings.temperature <= 0:
         raise TaskError("greedy samples are all the same", where=f"{samples} samples", do="give a temperature")
     if unknown := [name for name in against or () if name not in names]:
         raise TaskError("is none of the models", where=unknown[0], expected=", ".join(names))
-    for subject in subjects:
-        if subject.address is not None:
-            check_address(subject.address)
-        if subject.path is not None:
-            open_checkpoint(subject.path)
+    for address in dict.fromkeys(subject.address for subject in subjects):
+        if address is not None:
+            check_address(address)
+    for path in dict.fromkeys(subject.path for subject in subjects):
+        if path is not None:
+            open_checkpoint(path)
 
 
-def _differences(answers: Mapping[str, Mapping[str, Answers]], against: Sequence[str]) -> Iterator[Difference]:
+def _differences(answers: Mapping[str, Mapping[str, Answers]], against: Iterable[str]) -> Iterator[Difference]:
     for task, by_model in answers.items():
         for other in against:
             for name, found in by_model.items():

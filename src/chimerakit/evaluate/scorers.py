@@ -79,7 +79,7 @@ def _letter(text: str, choices: str) -> str | None:
     """The choice that is named last, by the surest way in which one is."""
     letters = f"[{re.escape(choices)}]" if choices else "[A-Z]"
     boxed = last_boxed(text)
-    if boxed is not None and (found := re.fullmatch(rf"\W*({letters})\W*.*", plain_math(boxed), re.DOTALL)):
+    if boxed is not None and (found := re.match(rf"\W*({letters})(?![A-Za-z0-9])", _without_fonts(boxed))):
         return found[1]
     for pattern in (
         rf"(?i:answer|choice|option)(?i:\s+is)?\s*:?\s*[(*\[]*({letters})\b(?!['\u2019])",
@@ -95,25 +95,33 @@ def _letter(text: str, choices: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{...} holds, braces balanced; None without one, or if it is never closed."""
-    for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*(?=[{0-9A-Za-z])", text)]):
-        if text[start] != "{":
-            return text[start]
-        depth = 0
-        for end in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0) if text[end - 1] != "\\" else 0
-            if depth == 0:
-                return text[start + 1 : end].strip() or None
-    return None
+    r"""What the last \boxed{...} that is closed holds, braces balanced; None without one."""
+    last: str | None = None
+    last_start = -1
+    open_braces: list[int] = []
+    starts = {m.end() for m in re.finditer(r"\\boxed\s*(?=[{0-9A-Za-z])", text)}
+    for at, character in enumerate(text):
+        if at in starts and character != "{":
+            last, last_start = character, at
+        if character not in "{}" or (at and text[at - 1] == "\\"):
+            continue
+        if character == "{":
+            open_braces.append(at)
+        elif open_braces and (start := open_braces.pop()) in starts and start > last_start:
+            last, last_start = text[start + 1 : at].strip() or None, start
+    return last
 
 
 def plain_math(text: str) -> str:
     """An expression without what LaTeX only needs to look well."""
-    text = text.replace("\N{MINUS SIGN}", "-").strip().strip("$").removesuffix(".")
-    text = re.sub(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}", r"\1", text)
+    text = _without_fonts(text.replace("\N{MINUS SIGN}", "-").strip().strip("$").removesuffix("."))
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     text = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!,;: ]|\^\{?\\circ\}?", "", text)
     text = text.replace("{,}", ",").replace("\\%", "%").replace("\\$", "")
     text = re.sub(r"\\frac\s*(?:\{(-?[0-9]+)\}|([0-9]))\s*(?:\{([0-9]+)\}|([0-9]))", r"\1\2/\3\4", text)
     text = re.sub(r"^[A-Za-z]\s*=", "", text)
     return re.sub(r"\s+", "", text)
+
+
+def _without_fonts(text: str) -> str:
+    return re.sub(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}", r"\1", text)

@@ -4,7 +4,8 @@ Every figure of a model is a mean over problems, or a ratio of two: so one draw 
 of them, and differences between models are paired by drawing the same problems for both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 _PIECE = 1 << 22
 """Numbers that are drawn at a time."""
+_KEPT = 1 << 26
+"""Numbers that are kept for the next figure."""
 
 
 class Bootstrap:
@@ -37,14 +40,8 @@ class Bootstrap:
         import numpy as np
 
         values = np.asarray(columns, np.float64).T
-        rng = np.random.default_rng(self._seed)
-        step = max(1, _PIECE // self.count)
-        even = np.full(self.count, 1 / self.count)
-        parts = [
-            rng.multinomial(self.count, even, size=min(step, self._resamples - first)) @ values / self.count
-            for first in range(0, self._resamples, step)
-        ]
-        return np.concatenate(parts)
+        pieces = _drawn(self.count, self._seed, self._resamples)
+        return np.concatenate([piece @ values / self.count for piece in pieces])
 
     def mean(self, values: Sequence[float]) -> Estimate:
         """The mean of one number for each problem."""
@@ -64,3 +61,26 @@ def _estimate(value: float, drawn: "npt.NDArray[Any]") -> Estimate:
 
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high))
+
+
+def _drawn(count: int, seed: int, resamples: int) -> "Iterable[npt.NDArray[np.int16]]":
+    """How often each problem counts in each draw: (draws, problems), some draws at a time."""
+    is_small = count * resamples <= _KEPT and count < 1 << 15
+    return _draw_all(count, seed, resamples) if is_small else _draw(count, seed, resamples)
+
+
+@lru_cache(maxsize=1)
+def _draw_all(count: int, seed: int, resamples: int) -> "tuple[npt.NDArray[np.int16], ...]":
+    """All of them, kept for the figures of all models."""
+    import numpy as np
+
+    return tuple(piece.astype(np.int16) for piece in _draw(count, seed, resamples))
+
+
+def _draw(count: int, seed: int, resamples: int) -> "Iterator[npt.NDArray[Any]]":
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    step = max(1, _PIECE // count)
+    for first in range(0, resamples, step):
+        yield rng.multinomial(count, np.full(count, 1 / count), size=min(step, resamples - first))

@@ -7,6 +7,7 @@ from statistics import fmean, median
 
 from chimerakit.evaluate.reading import Surprise
 from chimerakit.evaluate.records import Answer, Difference, Estimate, Example, Measurement, Model, Settings, Task
+from chimerakit.evaluate.scorers import value_of
 from chimerakit.evaluate.statistics import Bootstrap
 
 Answers = Mapping[str, Sequence[Answer]]
@@ -116,12 +117,22 @@ def _means(answers: Answers, of: Callable[[Answer], float]) -> list[float]:
 
 
 def _is_majority_right(each: Sequence[Answer]) -> float:
-    """Whether the answer that most samples have is right; among equally frequent ones the first counts."""
-    said = [answer.said for answer in each if answer.said is not None and not answer.is_truncated]
-    if not said:
-        return 0.0
-    most = Counter(said).most_common(1)[0][0]
-    return float(any(answer.is_correct for answer in each if answer.said == most))
+    """Whether the answer that most samples have is right; among equally frequent ones the first counts.
+
+    Right answers are one, however they are written; wrong ones are one if they are written alike, or are one number.
+    """
+    said = [_meaning(answer) for answer in each if answer.said is not None and not answer.is_truncated]
+    return float(bool(said) and Counter(said).most_common(1)[0][0] == _RIGHT)
+
+
+_RIGHT = "(right)"
+
+
+def _meaning(answer: Answer) -> str:
+    if answer.is_correct:
+        return _RIGHT
+    value = value_of(answer.said or "")
+    return str(answer.said) if value is None else str(value)
 
 
 def _spread(answers: Answers) -> float:

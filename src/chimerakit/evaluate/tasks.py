@@ -21,11 +21,13 @@ from msgspec import Struct
 
 from chimerakit.errors import ChimerakitError, TaskError
 from chimerakit.evaluate.records import Problem, Scorer, Task
+from chimerakit.evaluate.scorers import value_of
 from chimerakit.recipe import MAX_TEXT
 from chimerakit.recipe.text import load_yaml
 from chimerakit.stores.local import read_file
 
 _MAX_FILE = 256 << 20
+_PLACE = re.compile(r"\{([\w.]+)\}")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _KINDS = tuple(kind for kind in get_args(Scorer.__annotations__["kind"]) if kind != "regex")
 
@@ -51,8 +53,24 @@ def load_task(path: Path, *, scorer: str | None = None, count: int | None = None
     """
     mapped = Mapped(file=path.name) if path.suffix == ".jsonl" else _mapped(path)
     found = _scorer(mapped.scorer if scorer is None else scorer, path)
+    if mapped.answer_pattern is not None:
+        _check_pattern(mapped.answer_pattern, "answer_pattern", path)
     problems = _problems(path.parent / mapped.file, mapped, found, count)
-    return Task(mapped.name or path.stem, problems, found, mapped.system)
+    if found.kind == "numeric" and (wrong := next((p for p in problems if value_of(p.answer) is None), None)):
+        raise TaskError(
+            "the right answer is no number, so nothing could be right by `numeric`",
+            where=f"{path}, problem {wrong.id}",
+            found=repr(wrong.answer)[:200],
+            do="say what of it is the answer: answer_pattern",
+        )
+    return Task(check_name(mapped.name or path.stem, "task"), problems, found, mapped.system)
+
+
+def check_name(name: str, what: str) -> str:
+    """A name by which files are called. Raises TaskError for one that leads elsewhere."""
+    if not name or name.startswith(".") or not all(c.isalnum() or c in "-_.+" for c in name):
+        raise TaskError(f"a {what}'s name is a word, as files are called by it", where=name, do="give it another one")
+    return name
 
 
 def _mapped(path: Path) -> Mapped:
@@ -74,11 +92,15 @@ def _scorer(said: str | Mapping[str, str], where: Path) -> Scorer:
     if not pattern or pattern == said or (not isinstance(said, str) and len(said) != 1):
         expected = f"{', '.join(_KINDS)}, or a regex"
         raise TaskError("unknown scorer", where=where, expected=expected, found=repr(said))
+    _check_pattern(pattern, "the scorer's pattern", where)
+    return Scorer("regex", pattern)
+
+
+def _check_pattern(pattern: str, what: str, where: Path) -> None:
     try:
         re.compile(pattern)
     except re.error as e:
-        raise TaskError(f"the scorer's pattern is none: {e}", where=where, found=repr(pattern)) from e
-    return Scorer("regex", pattern)
+        raise TaskError(f"{what} is none: {e}", where=where, found=repr(pattern)) from e
 
 
 def _problems(file: Path, mapped: Mapped, scorer: Scorer, count: int | None) -> tuple[Problem, ...]:
@@ -112,10 +134,10 @@ def _problem(data: Any, number: int, mapped: Mapped, where: str) -> Problem:
     if not isinstance(data, dict):
         raise TaskError("is no problem", where=where, expected="an object", found=type(data).__name__)
     choices = [] if mapped.choices is None else _choices(_field(data, mapped.choices, where), where)
-    names = re.findall(r"\{([\w.]+)\}", mapped.question)
-    question = mapped.question if names else str(_field(data, mapped.question, where))
-    for name in names:
-        question = question.replace(f"{{{name}}}", str(_field(data, name, where)))
+    if _PLACE.search(mapped.question):  # what stands in a field is no place for another one
+        question = _PLACE.sub(lambda place: _text(data, place[1], where), mapped.question)
+    else:
+        question = _text(data, mapped.question, where)
     if choices:
         question += "\n" + "\n".join(f"{letter}) {text}" for letter, (_, text) in zip(_LETTERS, choices, strict=False))
     has_id = mapped.id is not None and (mapped.id != "id" or "id" in data)
@@ -137,13 +159,21 @@ def _field(data: Mapping[str, Any], name: str, where: str) -> Any:
     return found
 
 
+def _text(data: Mapping[str, Any], name: str, where: str) -> str:
+    found = _field(data, name, where)
+    if not isinstance(found, str | int | float) or isinstance(found, bool):
+        raise TaskError(f"the field {name!r} is neither text nor a number", where=where, found=repr(found)[:200])
+    return str(found)
+
+
 def _choices(said: Any, where: str) -> list[tuple[str, str]]:
     """(label, text) of each choice."""
     if isinstance(said, dict) and isinstance(said.get("text"), list):
-        texts, labels = said["text"], said.get("label") or list(_LETTERS[: len(said["text"])])
+        texts, labels = said["text"], said.get("label", list(_LETTERS[: len(said["text"])]))
     else:
         texts, labels = said, list(_LETTERS)[: len(said) if isinstance(said, list) else 0]
-    if not isinstance(texts, list) or not 2 <= len(texts) <= len(_LETTERS) or len(labels) != len(texts):
+    is_list = isinstance(texts, list) and isinstance(labels, list)
+    if not is_list or not 2 <= len(texts) <= len(_LETTERS) or len(labels) != len(texts):
         raise TaskError("choices must be a list of 2 to 26", where=where, found=repr(said)[:200])
     return [(str(label), str(text)) for label, text in zip(labels, texts, strict=True)]
 
@@ -153,16 +183,17 @@ def _answer(said: Any, mapped: Mapped, choices: list[tuple[str, str]], where: st
     if isinstance(said, bool) or not isinstance(said, str | int | float):
         raise TaskError("the answer is neither text nor a number", where=where, found=repr(said)[:200])
     if choices:
-        if isinstance(said, int) and 0 <= said < len(choices):
-            return _LETTERS[said]
         for number, names in enumerate(choices):
             if str(said).strip() in names:
                 return _LETTERS[number]
+        if isinstance(said, int) and 0 <= said < len(choices):
+            return _LETTERS[said]
         raise TaskError("the answer is none of the choices", where=where, found=repr(said)[:200])
     text = str(said)
     if mapped.answer_pattern is not None:
         matches = list(re.finditer(mapped.answer_pattern, text))
-        if not matches:
+        found = None if not matches else matches[-1][1 if matches[-1].re.groups else 0]
+        if found is None:
             raise TaskError("answer_pattern does not fit the answer", where=where, found=repr(text)[:200])
-        text = matches[-1][1] if matches[-1].re.groups else matches[-1][0]
+        text = found
     return text.strip()

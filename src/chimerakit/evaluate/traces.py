@@ -32,22 +32,24 @@ def cut_trace(said: Generated, settings: Settings) -> Trace:
     """
     opens, closes = settings.opens, settings.closes
     num_opened, num_closed = said.text.count(opens), said.text.count(closes)
-    if said.reasoning is not None and not num_closed:
-        has_trace = bool(said.reasoning.strip()) or num_opened > 0
-        return Trace(said.reasoning, said.text, has_trace, num_opened == 0, False, num_opened > 0)
-    is_opened = num_opened > 0 or bool(said.opened)
+    cut = said.reasoning if said.reasoning is not None and said.reasoning.strip() else ""
+    if cut and not num_closed:  # the server found a trace, and where it ends
+        is_closed = (said.is_ended or bool(said.text.strip())) and num_opened == 0
+        return Trace(cut, said.text, True, is_closed, False, num_opened > 0)
+    num_openings = num_opened + bool(cut or said.opened)
+    is_opened = num_openings > 0
     if not is_opened and not num_closed:
         return Trace("", said.text, False, True, False, False)
     before, _, after = said.text.rpartition(closes) if num_closed else (said.text, "", "")
     is_reopened = num_closed > 0 and opens in after
-    reasoning = (said.reasoning or "") + (before if said.opened else before.partition(opens)[2] or before)
+    reasoning = cut + (before if said.opened else before.partition(opens)[2] or before)
     return Trace(
         reasoning=reasoning.removeprefix(opens),
         text=after,
         has_trace=True,
         is_closed=num_closed > 0 and not is_reopened,
         is_closed_only=not is_opened,
-        is_opened_twice=num_opened + bool(said.opened) > 1,
+        is_opened_twice=num_openings > 1,
     )
 
 

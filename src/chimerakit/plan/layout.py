@@ -137,8 +137,12 @@ def _by_rule(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> dict[
             size += nbytes
     if len(groups) == 1 and not files:
         return {"model.safetensors": groups[0]}
-    stem = "by-rule" if files else "model"  # a base's file may be called as ours would be
-    return files | {f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+    stems = ["model", "by-rule", *(f"by-rule-{n}" for n in range(2, len(kept) + 3))]
+    named = [[f"{s}-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)] for s in stems]
+    free = next(
+        names for names in named if kept.isdisjoint(names)
+    )  # each file that stays can be in the way of one stem only
+    return files | dict(zip(free, groups, strict=True))
 
 
 def _untouched(base: Checkpoint, drafts: Sequence[Draft]) -> set[str]:

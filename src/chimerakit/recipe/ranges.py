@@ -23,6 +23,8 @@ from chimerakit.records import Recipe
 
 _KEY, _NAME = "sweep", "as"
 _GRID = ("from", "to", "steps")
+_VARIABLE = ("rules", "output")
+"""Where ranges may stand."""
 _MOST = 1000
 """Children."""
 _LONGEST = 100
@@ -72,7 +74,8 @@ class Ranges(Struct, frozen=True):
             axis.name: given[axis.name] if axis.name in given else axis.values[point[axis.name]] for axis in self.axes
         }
         labels = {name: _label(value) if name in given else point[name] for name, value in values.items()}
-        recipe = recipe_from_data(_filled(self.data, values), self.where)
+        filled = {key: _filled(self.data[key], values) for key in _VARIABLE if key in self.data}
+        recipe = recipe_from_data(self.data | filled, self.where)
         return Candidate(_name(labels, values), recipe, labels)
 
 
@@ -109,7 +112,7 @@ def read_ranges(data: Any, where: object = "recipe") -> Ranges:
 
 def _variable(data: Any) -> list[Any]:
     """The parts of a recipe in which ranges may stand."""
-    return [data.get("rules"), data.get("output")] if isinstance(data, dict) else []
+    return [data.get(key) for key in _VARIABLE] if isinstance(data, dict) else []
 
 
 def _is_range(data: Any) -> bool:
@@ -154,7 +157,7 @@ def _axis(key: str, said: Mapping[str, Any], where: object) -> Axis:
             raise RecipeError("a value stands twice", where=place, found=_short(range_))
     else:
         values = {}
-    if not values or any(not re.fullmatch(r"[\w.+-]+", label) for label in values):
+    if not values or any(not re.fullmatch(r"[\w+-][\w.+-]*", label) for label in values):
         raise RecipeError(
             "is no range", where=place, expected="[VALUE, ...], {NAME: VALUE, ...} or {from: 0, to: 1, steps: 5}",
             found=_short(range_),
@@ -167,7 +170,10 @@ def _grid(said: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not _is_number(first) or not _is_number(last) or not isinstance(steps, int) or not 2 <= steps <= _MOST:
         raise RecipeError("is no grid", where=where, expected="{from: 0, to: 1, steps: 5}", found=_short(dict(said)))
     numbers = [last if n == steps - 1 else first + (last - first) * n / (steps - 1) for n in range(steps)]
-    return {_label(number): number for number in numbers}
+    found = {_label(number): number for number in numbers}
+    if len(found) != steps:
+        raise RecipeError("its values are too near to be told apart", where=where, found=_short(dict(said)))
+    return found
 
 
 def _is_number(value: Any) -> bool:

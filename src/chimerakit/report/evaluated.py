@@ -56,14 +56,17 @@ def summary_of(differences: Sequence[Difference]) -> list[str]:
         mine = [d for d in differences if (d.task, d.against) == (task, against) and d.token_ratio.high < 1]
         if good := [d for d in mine if d.accuracy.low >= _AS_GOOD]:
             best = min(good, key=lambda d: d.token_ratio.value)
-            found.append(f"{task}: {say_difference(best)}.")
+            many = f" (of {len(mine)} with fewer tokens; each interval is of one model)" if len(mine) > 1 else ""
+            found.append(f"{task}: {say_difference(best)}{many}.")
         elif mine:
             near = max(mine, key=lambda d: (d.accuracy.low, -d.token_ratio.value))
             found.append(
                 f"{task}: with fewer tokens nobody's accuracy is surely {against}'s, less {-100 * _AS_GOOD:g} points at most; "
                 f"nearest, {say_difference(near)}."
             )
-    return found or ["Nobody needs fewer tokens than those that the models are compared with."]
+        else:
+            found.append(f"{task}: nobody surely needs fewer tokens than {against}.")
+    return found or ["One model: there is nothing to compare it with."]
 
 
 def say_difference(found: Difference) -> str:

@@ -86,5 +86,5 @@ def _row(model: str, layer: LayerHealth) -> tuple[str, ...]:
         say_share(layer.evenness),
         str(layer.dead),
         str(layer.overloaded),
-        f"{layer.margin:.3g}",
+        "" if layer.margin is None else f"{layer.margin:.3g}",
     )

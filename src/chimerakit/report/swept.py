@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
+from msgspec.structs import replace
+
 from chimerakit.evaluate.records import Estimate, Measurement
 from chimerakit.recipe import Axis, parse_recipe, say_rule, sweep_axis
 from chimerakit.report.blocks import Block, Chart, Curve, Curves, Line, Listing, RecipeText, Section
@@ -54,13 +56,13 @@ def _place(child: Grown, axis: Axis) -> float:
 def _curves(found: Sweep, axis: Axis) -> Iterator[Chart]:
     """A chart for each task: every figure along the axis, parents as levels."""
     assert found.evaluation is not None
-    for task in dict.fromkeys(m.task for m in found.evaluation.measurements):
+    for number, task in enumerate(dict.fromkeys(m.task for m in found.evaluation.measurements)):
         measured = {m.model.name: m for m in found.evaluation.measurements if m.task == task}
         views = [
             Curve(name, tuple(_lines(found, axis, measured, figure)), is_percent)
             for figure, name, is_percent in _FIGURES
         ]
-        marked, says = _transition(found, axis, measured)
+        marked, says = _transition(found if number == 0 else replace(found, transition=None), axis, measured)
         yield Chart(
             say_text(f"{task}: along {axis.name}"),
             "Bands are 95 % intervals; broken lines are the parents.",

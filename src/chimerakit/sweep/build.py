@@ -42,6 +42,9 @@ def build_children(
 
     Raises what `merge_parents` does. Children that are not finished then are gone on with by the next call.
     """
+    given = [(plan.roots, plan.imatrix) for plan in plans.values()]
+    if any(each != given[0] for each in given):
+        raise PlanError(["their parents, or what their quants are encoded by, are not the same"], "not one sweep")
     tell = one_at_a_time(listener)
     make_folder(folder)
     shared = shared_files(plans)
@@ -196,11 +199,12 @@ class _Batch:
 
     def _make(self, own: Mapping[str, Sequence[Job]]) -> None:
         for name, jobs in own.items():
+            # What has another name could not be written without changing that too; before receipts are asked what still holds.
+            self._children[name].unlink_files(file for job in jobs for file in job.sizes)
             self._look(name, jobs)
         todo = {name: [job for job in jobs if job.id not in self._receipts[name]] for name, jobs in own.items()}
         for name, jobs in todo.items():
             child = self._children[name]
-            child.unlink_files(file for job in jobs for file in job.sizes)
             child.reopen(jobs)
             files = [shard.name for shard in self._plans[name].shards if shard.name not in self._shared[name]]
             self._waiting[name] = {file: {job.id for job in jobs if file in job.sizes} for file in files}

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from chimerakit.child import remove_child
 from chimerakit.errors import OutputError, RecipeError, ResultError
 from chimerakit.evaluate.records import Evaluation, Measurement, Settings, Task
-from chimerakit.evaluate.run import Options, Subject, answer_tasks, count_missing, evaluate_models
+from chimerakit.evaluate.run import Options, Subject, answer_tasks, check_request, count_missing, evaluate_models
 from chimerakit.events import Advanced, Finished, Listener, Said, Started, ignore
 from chimerakit.manifest import MANIFEST
 from chimerakit.output import is_finished, read_begun
@@ -117,6 +117,11 @@ def _check(ranges: Ranges, parents: Mapping[str, Checkpoint], wish: Wish) -> Non
     names = {candidate.name for candidate in ranges.candidates()}
     if both := names & set(parents):
         raise RecipeError("is the name of a parent and of a child", where=min(both))
+    places = {name: Path(parent.place) for name, parent in parents.items()}
+    if wish.tasks:  # as `evaluate` would, in the end
+        subjects = [Subject(name, place) for name, place in places.items()]
+        subjects += [Subject(name, next(iter(places.values()))) for name in sorted(names)]
+        check_request(subjects, wish.tasks, wish.settings, wish.samples, wish.against)
     if not wish.tasks and (wish.goal is not None or wish.keep.best is not None):
         raise RecipeError("without a task nothing is measured", where="sweep", do="--task FILE")
     if wish.goal is not None:
@@ -238,7 +243,11 @@ class _Zoo:
     def _is_done(self, name: str) -> bool:
         """Whether a child was measured and deleted, and has all answers that are asked for now."""
         model, wish = self._progress.gone.get(name), self._wish
-        return model is not None and not count_missing(model, wish.tasks, self._answers, wish.settings, wish.samples)
+        return (
+            model is not None
+            and bool(wish.tasks)
+            and not count_missing(model, wish.tasks, self._answers, wish.settings, wish.samples)
+        )
 
     def _measure(self, name: str) -> None:
         wish = self._wish

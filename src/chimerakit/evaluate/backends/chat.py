@@ -42,7 +42,8 @@ def generated_of(
         reason = choice["finish_reason"]
     except (KeyError, IndexError, TypeError, AttributeError) as e:
         raise GarbageError(f"no chat completion: {str(data)[:200]}") from e
-    if not isinstance(text, str) or not isinstance(total, int) or not isinstance(reasoning, str | None):
+    is_counted = isinstance(total, int) and not isinstance(total, bool) and total > 0
+    if not isinstance(text, str) or not is_counted or not isinstance(reasoning, str | None):
         raise GarbageError(f"no chat completion: {str(data)[:200]}")
     if not isinstance(told, int) or not told:
         told = _count(text, reasoning, total - (reason == "stop"), settings, count, is_opened=bool(opened))

@@ -104,6 +104,16 @@ def _retry_after(said: str | None) -> float | None:
         return None
 
 
+def _key_in(variable: str) -> str | None:
+    """The key in an environment's variable; one that can't be sent is refused without being shown."""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        return None
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise EndpointError("holds no key: it has characters that none has", where=f"the variable {variable}")
+    return key
+
+
 class Server:
     """A model behind an address such as http://localhost:8000/v1."""
 
@@ -118,7 +128,7 @@ class Server:
         retries: int = 6,
     ):
         check_address(address)
-        self._http = Http(address, key=os.environ.get(key_variable), timeout=timeout, retries=retries)
+        self._http = Http(address, key=_key_in(key_variable), timeout=timeout, retries=retries)
         self._retries = retries
         self._at_once = at_once
         try:
@@ -147,11 +157,11 @@ class Server:
         return names[0]
 
     def answer(self, asks: Sequence[Ask], settings: Settings) -> Iterator[tuple[Ask, Generated]]:
-        """Several at a time, as they come."""
+        """Several at a time, as they come. What is no answer is asked for again, after pauses that double."""
 
         def work(ask: Ask) -> Generated:
             body = body_of(ask, settings, {"model": self.model})
-            why = ""
+            why, pause = "", _FIRST_PAUSE
             for _ in range(self._retries + 1):
                 begun = time.monotonic()
                 data = self._http.post(_PATH, body)
@@ -159,7 +169,8 @@ class Server:
                     return generated_of(data, settings, time.monotonic() - begun, self._count)
                 except GarbageError as e:
                     why = str(e)
-                    time.sleep(random.uniform(0.5, 1.5) * _FIRST_PAUSE)
+                    time.sleep(min(_LONGEST_PAUSE, random.uniform(0.5, 1.5) * pause))
+                    pause *= 2
             raise EndpointError("the server's answers are none", where=self._http.address + _PATH, found=why)
 
         return several_at_a_time(asks, work, self._at_once)

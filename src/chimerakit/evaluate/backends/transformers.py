@@ -8,10 +8,14 @@ else is in its batch, and a call that goes on after an interruption draws what t
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chimerakit.errors import CheckpointError, MissingExtraError
 from chimerakit.evaluate.records import Ask, Generated, Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 class Transformers:
@@ -129,9 +133,12 @@ class _Drawn:
             shares = torch.softmax(ordered, dim=-1)
             is_cut = shares.cumsum(dim=-1) - shares >= self._settings.top_p  # the most likely one always stays
             logits = logits.masked_fill(is_cut.scatter(-1, places, is_cut), -torch.inf)
-        place = tokens.shape[1] - self._width
-        drawn = [
-            np.random.Generator(np.random.Philox(key=seed, counter=place)).gumbel(size=logits.shape[1])
-            for seed in self._seeds
-        ]
+        drawn = [draw(seed, tokens.shape[1] - self._width, logits.shape[1]) for seed in self._seeds]
         return logits + torch.from_numpy(np.stack(drawn)).to(logits)
+
+
+def draw(seed: int, place: int, count: int) -> "npt.NDArray[np.float64]":
+    """Gumbel numbers for one token of one answer: others for each place, which has 2^64 steps of the generator's to itself."""
+    import numpy as np
+
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, place, 0, 0])).gumbel(size=count)
