@@ -11,8 +11,8 @@ and last the manifest; then the folder .chimerakit goes. A folder without manife
 import fcntl
 import os
 import shutil
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -120,6 +120,16 @@ def _clear(path: Path, there: Begun | None) -> None:
 def _write_begun(path: Path, begun: Begun) -> None:
     make_folder(path / WORKSPACE)
     write_file(path / WORKSPACE / "plan.json", msgspec.json.encode(begun))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """For one process at a time: a folder's lock, held as long as this lasts, however the process ends."""
+    lock = _take_lock(path)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _take_lock(path: Path) -> int:

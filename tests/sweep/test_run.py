@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from chimerakit.errors import OutputError, RecipeError
+from chimerakit.child import locked
+from chimerakit.errors import OutputError, RecipeError, TaskError
 from chimerakit.evaluate import run
 from chimerakit.evaluate.records import Ask, Generated, Problem, Scorer, Settings, Task
 from chimerakit.formats import open_checkpoint
@@ -179,6 +180,32 @@ def test_without_a_task_children_are_only_made(parents: dict[str, Checkpoint], t
     found = sweep_children(ranges_of("[0.5]", "router"), parents, tmp_path / "out")
     assert found.evaluation is None
     assert (tmp_path / "out" / "children" / "r1-0.5" / "chimerakit.json").is_file()
+
+
+def test_one_process_at_a_time_works_in_a_folder(asked: Path, parents: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """Another one could delete what the first is asking."""
+    del asked
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"), pytest.raises(OutputError, match="another process is working on this folder"):
+        sweep_children(ranges_of("[0.5]"), parents, tmp_path / "out", Wish((TASK,)))
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        (Wish((TASK,), samples=4), "greedy samples are all the same"),
+        (Wish((TASK,), against=("nobody",)), "is none of the models"),
+        (Wish((TASK, TASK)), "two tasks have one name"),
+        (Wish((Task("../x", TASK.problems, TASK.scorer),)), "a task's name is a word"),
+    ],
+)
+def test_what_would_be_refused_in_the_end_is_refused_at_once(
+    wish: Wish, says: str, parents: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    """Before anything is made."""
+    with pytest.raises(TaskError, match=says):
+        sweep_children(ranges_of("[0.5]"), parents, tmp_path / "out", wish)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_another_sweep_is_refused(asked: Path, parents: dict[str, Checkpoint], tmp_path: Path) -> None:

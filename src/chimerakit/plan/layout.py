@@ -137,7 +137,7 @@ def _by_rule(recipe: Recipe, base: Checkpoint, drafts: Sequence[Draft]) -> dict[
             size += nbytes
     if len(groups) == 1 and not files:
         return {"model.safetensors": groups[0]}
-    stems = ["model", "by-rule", *(f"by-rule-{n}" for n in range(2, len(kept) + 3))]
+    stems = ["by-rule", *(f"by-rule-{n}" for n in range(2, len(kept) + 2))] if kept else ["model"]
     named = [[f"{s}-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)] for s in stems]
     free = next(
         names for names in named if kept.isdisjoint(names)

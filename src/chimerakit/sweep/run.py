@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from chimerakit.child import remove_child
+from chimerakit.child import locked, remove_child
 from chimerakit.errors import OutputError, RecipeError, ResultError
 from chimerakit.evaluate.records import Evaluation, Measurement, Settings, Task
 from chimerakit.evaluate.run import Options, Subject, answer_tasks, check_request, count_missing, evaluate_models
@@ -91,6 +91,21 @@ def sweep_children(
     What `output` holds of the same sweep is not made again, nor asked again. Raises what planning, merging and evaluating do.
     """
     _check(ranges, parents, wish)
+    make_folder(output)
+    with locked(output):
+        return _sweep(ranges, parents, output, wish, distances_of, threads, max_memory, listener)
+
+
+def _sweep(
+    ranges: Ranges,
+    parents: Mapping[str, Checkpoint],
+    output: Path,
+    wish: Wish,
+    distances_of: DistancesOf,
+    threads: int | None,
+    max_memory: int,
+    listener: Listener,
+) -> Sweep:
     zoo = _Zoo(ranges, parents, output, wish, distances_of, threads, max_memory, listener)
     if wish.goal is None:
         candidates = ranges.candidates()
@@ -185,7 +200,6 @@ class _Zoo:
         self._recipes: dict[str, Recipe] = {}
         self._plans: dict[str, Plan] = {}
         self._measured: dict[str, Measurement] = {}
-        make_folder(output)
         self._progress = _load_progress(output / _PROGRESS)
 
     @property

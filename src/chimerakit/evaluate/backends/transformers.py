@@ -31,6 +31,7 @@ class Transformers:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         self._torch = torch
+        self._path = path
         self._batch = batch
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -38,7 +39,7 @@ class Transformers:
             # On a CPU float32: what is stored in fewer bits is exact in it, and nothing is rounded on the way.
             kind = torch.float32 if device == "cpu" else "auto"
             model = AutoModelForCausalLM.from_pretrained(path, dtype=kind)
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as e:
             raise CheckpointError(f"transformers can't load it: {e}", where=path) from e
         self.model: Any = (model.float() if device == "cpu" else model).to(device).eval()
         if self.tokenizer.pad_token_id is None:
@@ -60,7 +61,10 @@ class Transformers:
         """A question as the chat template puts it."""
         messages = [{"role": "system", "content": ask.system}] if ask.system else []
         messages.append({"role": "user", "content": ask.question})
-        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except Exception as e:  # a template may raise anything
+            raise CheckpointError(f"its chat template can't put the question: {e}", where=self._path) from e
 
     def _generate(self, prompts: Sequence[str], asks: Sequence[Ask], settings: Settings) -> list[Generated]:
         torch = self._torch
