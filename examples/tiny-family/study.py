@@ -112,7 +112,7 @@ def compared(found: Difference) -> dict[str, Any]:
 
 def outcomes(output: Path, measured: Measurement, task: Task, settings: Settings) -> dict[str, Any]:
     """Of each problem, in their order: right or wrong, with a trace or without, tokens."""
-    said = read_answers(output / "evaluation" / measured.model.name / f"{task.name}.jsonl")
+    said = read_answers(output / "evaluation" / measured.model.name / f"{task.name}.jsonl", task)
     problems = {problem.id: problem for problem in task.problems}
     answers = [
         score(ask, problems[ask.problem], said[ask.problem, 0], task.scorer, settings)
@@ -157,7 +157,7 @@ def compare_engines(task: Task, work: Path) -> dict[str, Any]:
             merge_parents(plan, work / f"{kind}-{share}", force=True)
         subject = [Subject("child", work / f"safetensors-{share}")]
         evaluate_models(subject, [task], work / f"answers-{share}", settings=GREEDY)
-        said = read_answers(work / f"answers-{share}" / "child" / f"{task.name}.jsonl")
+        said = read_answers(work / f"answers-{share}" / "child" / f"{task.name}.jsonl", task)
         inside = LlamaCpp(work / f"gguf-{share}" / "model.gguf", at_once=4)
         answers = {"llama.cpp": dict(texts(inside.answer(asks, GREEDY)))}
         server = Server(f"{inside.serve(GREEDY.max_tokens)}/v1", None, at_once=4)

@@ -202,9 +202,7 @@ def test_curves_go_along_the_axis_with_parents_as_levels() -> None:
     assert block(section, "t: along r1").data.marked == (0.25, 0.3)
     said = block(section, "The transition")
     assert isinstance(said, Listing)
-    assert said.lines == (
-        "accuracy crosses 0.9 between r1 = 0.25 (0.88) and 0.3 (0.91); 5 children were measured to find it",
-    )
+    assert said.lines == ("accuracy crosses 0.9 between r1 = 0.25 (0.88) and 0.3 (0.91), found with 5 children",)
 
 
 def test_recipes_are_there_and_say_whether_weights_are() -> None:

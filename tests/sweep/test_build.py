@@ -217,6 +217,20 @@ def test_a_child_with_folders_is_deleted_as_a_whole(tmp_path: Path) -> None:
     assert (tmp_path / "zoo" / "one" / "chimerakit.json").exists()
 
 
+def test_without_hard_links_each_child_has_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on file systems that know none: nothing is shared, and the bytes are the same."""
+    plans = plans_of(parents_in(tmp_path / "parents"), "router")
+    build_children(plans, tmp_path / "linked")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    build_children(plans, tmp_path / "zoo")
+    assert bytes_in(tmp_path / "zoo") == bytes_in(tmp_path / "linked")
+    assert all(file.stat().st_nlink == 1 for file in (tmp_path / "zoo").rglob("*.safetensors"))
+
+
 def test_plans_of_other_parents_are_not_one_sweep(tmp_path: Path) -> None:
     """Their rows would be mixed up."""
     plans = plans_of(parents_in(tmp_path / "parents"))

@@ -11,6 +11,7 @@ from chimerakit.evaluate.records import Estimate, Measurement
 from chimerakit.records import Plan
 from chimerakit.sweep import Goal, Sweep, disk_of
 from chimerakit.sweep.build import link_is_possible
+from chimerakit.sweep.records import say_transition
 from chimerakit.sweep.run import SAVED
 from chimerakit.words import say_nbytes
 
@@ -98,9 +99,5 @@ def print_sweep(found: Sweep, output: Path) -> None:
     else:
         print_measurements(found.evaluation)
     if found.transition is not None:
-        at = found.transition
-        print(
-            f"{at.goal.metric} crosses {at.goal.value:g} between {at.axis} = {at.low:g} ({at.at_low:.3g}) and "
-            f"{at.high:g} ({at.at_high:.3g}), found with {at.children} children"
-        )
+        print(printable(say_transition(found.transition)))
     print(printable(f"saved: {output / SAVED}; show it: chimerakit report {output / SAVED} -o PAGE.html"))

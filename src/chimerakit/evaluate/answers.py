@@ -116,15 +116,17 @@ def _is_torn(line: bytes, head: bytes) -> bool:
     return line != head and (head.startswith(line) or not line.strip(b"\0"))
 
 
-def read_answers(path: Path) -> dict[tuple[str, int], Generated]:
-    """The answers in a file, by problem and sample, whoever's they are."""
-    found = {}
+def read_answers(path: Path, task: Task) -> dict[tuple[str, int], Generated]:
+    """The answers to a task in a file, by problem and sample, whoever's they are."""
+    found: dict[tuple[str, int], Generated] = {}
+    asked = {problem.id: _digest(problem.question) for problem in task.problems}
     for text in read_file(path, _MAX_FILE).split(b"\n")[1:]:
         try:
             line = msgspec.json.decode(text, type=Line)
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
-        found[line.problem, line.sample] = line.said
+        if asked.get(line.problem) == line.asked:
+            found[line.problem, line.sample] = line.said
     return found
 
 

@@ -289,7 +289,7 @@ def _ask_routers(
 ) -> Routers:
     """Let all models read one model's answers, keep what their routers received, and ask them."""
     models = {subject.name: _checkpoint_of(subject) for subject in subjects}
-    said = read_answers(output / reference / f"{task.name}.jsonl")
+    said = read_answers(output / reference / f"{task.name}.jsonl", task)
     asks = [ask for ask in asks_of(task, settings, 1) if said[ask.problem, 0].text][:count]
     if not asks:
         raise TaskError("has said nothing that others could read", where=reference)

@@ -44,6 +44,10 @@ class Axis(Struct, frozen=True):
         found = tuple(self.values.values())
         return None if any(not _is_number(value) for value in found) else found
 
+    def place(self, label: str) -> float:
+        """Where a value stands on an axis of numbers; one that was looked for in between, too."""
+        return float(self.values.get(label, label))
+
 
 class Candidate(Struct, frozen=True):
     """One child of a sweep."""

@@ -10,7 +10,7 @@ from chimerakit.report.blocks import Block, Chart, Curve, Curves, Line, Listing,
 from chimerakit.report.evaluated import blocks_of, facts_of, ranged
 from chimerakit.report.words import say_lines, say_text
 from chimerakit.sweep.bisect import crossing
-from chimerakit.sweep.records import Grown, Sweep
+from chimerakit.sweep.records import Grown, Sweep, say_transition
 
 _FIGURES: tuple[tuple[str, str, bool], ...] = (
     ("accuracy", "accuracy", True),
@@ -36,7 +36,7 @@ def show_sweep(found: Sweep, name: str) -> Section:
         if axis is not None:
             blocks[1:1] = _curves(found, axis)
     if found.transition is not None:
-        blocks.insert(1, Listing("The transition", (_say_transition(found),)))
+        blocks.insert(1, Listing("The transition", (say_text(say_transition(found.transition)),)))
     blocks += _recipes(found)
     axes = " and ".join(a.name for a in found.axes) or "nothing"
     return Section("sweep", say_text(f"A sweep over {axes}"), name, tuple(facts), tuple(blocks))
@@ -46,11 +46,6 @@ def _line_of(child: Grown, axes: tuple[Axis, ...], axis: Axis | None) -> str:
     """The curve that a child is on: its values on all other axes."""
     others = [child.point[a.name] for a in axes if axis is None or a.name != axis.name]
     return ", ".join(others) or "children"
-
-
-def _place(child: Grown, axis: Axis) -> float:
-    label = child.point[axis.name]
-    return float(axis.values.get(label, label))
 
 
 def _curves(found: Sweep, axis: Axis) -> Iterator[Chart]:
@@ -84,7 +79,7 @@ def _transition(
         return (at.low, at.high), f"{at.goal.metric} crosses {at.goal.value:g}"
     first = _line_of(found.children[0], found.axes, axis)
     known = {
-        _place(child, axis): measured[child.name].trace_rate.value
+        axis.place(child.point[axis.name]): measured[child.name].trace_rate.value
         for child in found.children
         if _line_of(child, found.axes, axis) == first
     }
@@ -98,22 +93,15 @@ def _lines(found: Sweep, axis: Axis, measured: Mapping[str, Measurement], figure
         for child in found.children:
             value: Estimate | None = getattr(measured[child.name], figure)
             if _line_of(child, found.axes, axis) == name and value is not None:
-                points.append((_place(child, axis), ranged(value)))
+                points.append((axis.place(child.point[axis.name]), ranged(value)))
         if points:
             yield Line(say_text(name), number % _COLORS, tuple(sorted(points)))
     for parent in found.parents:
         value = getattr(measured[parent], figure)
         if value is not None:
-            yield Line(say_text(parent), -1, ((_place(found.children[0], axis), ranged(value)),), is_level=True)
-
-
-def _say_transition(found: Sweep) -> str:
-    at = found.transition
-    assert at is not None
-    return say_text(
-        f"{at.goal.metric} crosses {at.goal.value:g} between {at.axis} = {at.low:g} ({at.at_low:.3g}) and {at.high:g} "
-        f"({at.at_high:.3g}); {at.children} children were measured to find it"
-    )
+            yield Line(
+                say_text(parent), -1, ((axis.place(found.children[0].point[axis.name]), ranged(value)),), is_level=True
+            )
 
 
 def _recipes(found: Sweep) -> Iterator[Block]:

@@ -252,6 +252,18 @@ def allocated_nbytes(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
+def has_links(folder: Path) -> bool:
+    """Whether files in a folder can have second names: tried with an empty one."""
+    one = folder / f".empty-{os.getpid()}"
+    try:
+        os.close(os.open(one, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        return can_link(one, folder)
+    except OSError:
+        return False
+    finally:
+        one.unlink(missing_ok=True)
+
+
 def can_link(source: Path, folder: Path) -> bool:
     """Whether a file can get a second name in a folder that is there: tried, and taken away again."""
     name = folder / f".link-{os.getpid()}"

@@ -25,7 +25,7 @@ from chimerakit.plan.ranges import equal_shards
 from chimerakit.records import Job, Made, Plan, Receipt
 from chimerakit.runners.local import default_threads
 from chimerakit.runners.watched import run_watched
-from chimerakit.stores.part import can_link, free_nbytes, make_folder
+from chimerakit.stores.part import can_link, free_nbytes, has_links, make_folder
 from chimerakit.sweep.sharing import Shared, shared_files
 
 
@@ -47,7 +47,7 @@ def build_children(
         raise PlanError(["their parents, or what their quants are encoded by, are not the same"], "not one sweep")
     tell = one_at_a_time(listener)
     make_folder(folder)
-    shared = shared_files(plans)
+    shared = shared_files(plans) if has_links(folder) else {name: {} for name in plans}
     todo = {name: plan for name, plan in plans.items() if not _is_there(plan, folder / name)}
     linked = {name for name, plan in todo.items() if _can_link(plan, folder)}
     _check_space(todo, folder, shared, linked)

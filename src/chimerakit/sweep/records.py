@@ -47,6 +47,15 @@ class Transition(Struct, frozen=True):
     """That were measured to find it."""
 
 
+def say_transition(found: Transition) -> str:
+    """A transition in a sentence."""
+    goal = found.goal
+    return (
+        f"{goal.metric} crosses {goal.value:g} between {found.axis} = {found.low:g} ({found.at_low:.3g}) and {found.high:g} "
+        f"({found.at_high:.3g}), found with {found.children} children"
+    )
+
+
 class Sweep(Struct, frozen=True, tag_field="what", tag="sweep"):
     """A finished sweep: children, how they did, and the parents beside them."""
 

@@ -10,7 +10,6 @@ OUT/sweep.json          everything, when it is complete
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -334,9 +333,12 @@ class _Zoo:
         """Children in the order of the axes; those found by a search by their places."""
         axes = self._ranges.axes
 
-        def place(name: str) -> tuple[Any, ...]:
+        def place(name: str) -> tuple[float, ...]:
             point = self._candidates[name].point
-            return tuple(_place(axis.values, point[axis.name], is_number=axis.numbers is not None) for axis in axes)
+            return tuple(
+                axis.place(point[axis.name]) if axis.numbers is not None else list(axis.values).index(point[axis.name])
+                for axis in axes
+            )
 
         return sorted(self._candidates, key=place)
 
@@ -348,10 +350,6 @@ class _Zoo:
             plan=self._plans[name].digest,
             is_kept=name not in self._progress.gone,
         )
-
-
-def _place(values: Mapping[str, Any], label: str, *, is_number: bool) -> float:
-    return float(values.get(label, label)) if is_number else float(list(values).index(label))
 
 
 def _load_progress(file: Path) -> Progress:
