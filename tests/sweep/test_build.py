@@ -21,6 +21,7 @@ from chimerakit.stores.local import Reader
 from chimerakit.sweep.build import build_children
 from chimerakit.sweep.sharing import disk_of
 from chimerakit.verify import verify_child
+from tests import gguf_files
 from tests.durability.kinds import SEGMENT, make_parents
 
 SHARES = (0, 0.25, 0.5, 1)
@@ -288,3 +289,22 @@ def test_children_by_rule_may_be_parents_of_others(tmp_path: Path) -> None:
         assert verify_child(child, {name: open_checkpoint(path) for name, path in parents.items()}).ok
         assert open_checkpoint(child).tensors.keys() == open_checkpoint(parents["v3"]).tensors.keys()
         parents = {"v3": child, "r1": parents["r1"]}
+
+
+@pytest.mark.parametrize("output", ["", "dtype: q8_0"])
+def test_quants_are_decoded_once_and_come_out_the_same(output: str, tmp_path: Path) -> None:
+    """GGUF children of parents in several types: byte for byte what merge makes of each plan alone."""
+    types = {"v3": {"exps": "Q4_K"}, "r1": {"ffn_down_exps": "Q6_K", "exps": "Q5_K"}}
+    parents = {
+        name: open_checkpoint(gguf_files.make(tmp_path / f"{name}.gguf", seed, types=types[name]))
+        for seed, name in enumerate(("v3", "r1"), 1)
+    }
+    plans = {}
+    for share in SHARES:
+        rules = f"- {{mix: {{r1: {share}}}, components: [routed_experts, attention]}}"
+        text = f"parents: {{v3: , r1: }}\nbase: v3\nrules:\n{rules}\n" + (f"output: {{{output}}}\n" if output else "")
+        plans[f"r1-{share}"] = make_plan(parse_recipe(text), parents)
+    build_children(plans, tmp_path / "zoo", threads=2, allow_nonfinite=True)
+    for name, plan in plans.items():
+        merge_parents(plan, tmp_path / "alone", force=True, allow_nonfinite=True)
+        assert bytes_in(tmp_path / "zoo" / name) == bytes_in(tmp_path / "alone"), name

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from chimerakit.child import locked
+from chimerakit.compare import compare_checkpoints, save_map
+from chimerakit.deltas import read_distances
 from chimerakit.errors import OutputError, RecipeError, TaskError
 from chimerakit.evaluate import run
 from chimerakit.evaluate.records import Ask, Generated, Problem, Scorer, Settings, Task
@@ -18,9 +20,10 @@ from chimerakit.formats import open_checkpoint
 from chimerakit.manifest import read_manifest
 from chimerakit.merge import merge_parents
 from chimerakit.plan import make_plan
+from chimerakit.plan.deltas import Distances
 from chimerakit.recipe import Ranges, parse_recipe, read_ranges
 from chimerakit.recipe.text import load_yaml
-from chimerakit.records import Checkpoint
+from chimerakit.records import Checkpoint, Recipe
 from chimerakit.sweep import Goal, Keep, Sweep, Wish, load_sweep, sweep_children
 from tests.durability.kinds import make_parents
 from tests.effort import examples
@@ -285,3 +288,21 @@ def test_killed_at_any_moment_no_answer_is_lost_and_none_asked_twice(
     assert len(there) == len(set(there)) == 7 * 20
     assert len(answers) - 7 * 20 <= kills  # one that was being given when the process died is asked again
     del asked
+
+
+def test_deltas_have_ranges(parents: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """Each child mixes where its own delta says: everything that differs, or nothing."""
+    save_map(compare_checkpoints(parents["v3"], parents["r1"]), tmp_path / "map.npz")
+    rule = "{mix: {r1: 0.5}, components: routed_experts, delta: {sweep: [0, 1e9]}}"
+    ranges = read_ranges(load_yaml(f"parents: {{v3: , r1: }}\nbase: v3\nrules: [{rule}]\n", "recipe"))
+
+    def distances_of(recipe: Recipe) -> Distances:
+        return read_distances(recipe, parents, [tmp_path / "map.npz"])
+
+    found = sweep_children(ranges, parents, tmp_path / "out", distances_of=distances_of)
+    assert [child.name for child in found.children] == ["delta-0", "delta-1000000000"]
+    outcomes = {
+        child.name: {row.outcome for row in read_manifest(tmp_path / "out" / "children" / child.name).units}
+        for child in found.children
+    }
+    assert outcomes == {"delta-0": {"copied", "mixed"}, "delta-1000000000": {"copied"}}
