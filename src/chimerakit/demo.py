@@ -123,7 +123,7 @@ def run_demo(
     says = [*_conclusions(rows)]
     if gguf or only:
         return Demo(len(task.problems), tuple(rows), tuple(says))
-    swept = _sweep(family, output, replace(task, problems=task.problems[: num_problems // 2]), threads, listener)
+    swept = _sweep(family, output, task, threads, listener)
     assert swept.evaluation is not None  # there was a task
     says += [f"In the sweep, {line}" for line in summary_of(swept.evaluation.differences)]
     page = output / "report.html"

@@ -147,7 +147,7 @@ def test_the_summary_says_who_is_as_good_with_fewest_tokens() -> None:
         == "t: a keeps 100% [98 to 100] of r1's accuracy with 40% [39 to 41] fewer tokens (of 3 with fewer tokens; each interval is of one model)."
     )
     (line,) = summary_of([differs("c", -0.015, 0.3)])
-    assert line.startswith("t: with fewer tokens nobody's accuracy is surely r1's")
+    assert line.startswith("t: nobody with fewer tokens is surely within 2 points of r1's accuracy; nearest, ")
     assert "c keeps 98% [98 to 100]" in line
     (line,) = summary_of([differs("a", 0.1, 1.5)])
     assert line == "t: nobody surely needs fewer tokens than r1."

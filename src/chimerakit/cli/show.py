@@ -314,4 +314,5 @@ def print_demo(demo: "Demo") -> None:
     for line in demo.says:
         print(printable(line))
     if demo.page is not None:
-        print(printable(f"\nEverything in one page, to be opened in a browser: {demo.page}"))
+        print()
+        print(printable(f"Everything in one page, to be opened in a browser: {demo.page}"))

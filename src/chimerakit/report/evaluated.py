@@ -61,8 +61,8 @@ def summary_of(differences: Sequence[Difference]) -> list[str]:
         elif mine:
             near = max(mine, key=lambda d: (d.accuracy.low, -d.token_ratio.value))
             found.append(
-                f"{task}: with fewer tokens nobody's accuracy is surely {against}'s, less {-100 * _AS_GOOD:g} points at most; "
-                f"nearest, {say_difference(near)}."
+                f"{task}: nobody with fewer tokens is surely within {-100 * _AS_GOOD:g} points of {against}'s accuracy; nearest, "
+                f"{say_difference(near)}."
             )
         else:
             found.append(f"{task}: nobody surely needs fewer tokens than {against}.")
