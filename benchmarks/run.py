@@ -173,7 +173,8 @@ def zoo(bench: Bench) -> Iterator[Row]:
         stated = 9 * disk["selected_of_a_child"] + disk["unselected_once"]
         for folder in (nine, alone):
             shutil.rmtree(folder)
-    note = f"{medians(pairs)}; {disk['selected_of_a_child'] / stated:.0%} of it selected; a shard compared: {same or 'equal'}"
+    selected = disk["selected_of_a_child"] / (disk["selected_of_a_child"] + disk["unselected_once"])
+    note = f"{medians(pairs)}; {selected:.0%} of a child selected; a shard compared: {same or 'equal'}"
     yield Row("nine children / one: wall", ratio(pairs, wall), "x", at_most(3), note)
     name = "nine children: new bytes / (9 x selected + unselected)"
     yield Row(name, one(new / stated), "x", at_most(1.05), f"{new / 1e9:.2f} GB")
