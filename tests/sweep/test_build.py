@@ -15,6 +15,7 @@ from chimerakit.events import Advanced, Event
 from chimerakit.formats import open_checkpoint
 from chimerakit.merge import merge_parents
 from chimerakit.plan import make_plan
+from chimerakit.plan.memory import peak_memory
 from chimerakit.recipe import parse_recipe
 from chimerakit.records import Plan
 from chimerakit.stores.local import Reader
@@ -86,12 +87,15 @@ def test_what_they_have_in_common_is_on_the_disk_once(tmp_path: Path) -> None:
     parents = parents_in(tmp_path / "parents")
     plans = plans_of(parents, "shared_experts")
     build_children(plans, tmp_path / "zoo")
-    disk = disk_of(plans, linked=True)
+    disk = disk_of(plans, linked=True, shared=True)
     assert new_bytes(tmp_path / "zoo", parents) == disk.new
     assert 0 < disk.selected < 0.1 * disk.whole / len(plans)
     assert disk.new <= 1.05 * (len(plans) * disk.selected + disk.unselected)
     kept = {"r1-0.5": plans["r1-0.5"]} | {f"more-{n}": plans["r1-0.25"] for n in range(3)}
-    assert disk_of(kept, linked=True).new == disk_of(dict(list(plans.items())[:2]), linked=True).new
+    assert (
+        disk_of(kept, linked=True, shared=True).new
+        == disk_of(dict(list(plans.items())[:2]), linked=True, shared=True).new
+    )
 
 
 def test_files_that_no_rule_touches_are_the_parents(tmp_path: Path) -> None:
@@ -103,7 +107,7 @@ def test_files_that_no_rule_touches_are_the_parents(tmp_path: Path) -> None:
     for name, plan in plans.items():
         links = [s.name for s in plan.shards if (tmp_path / "zoo" / name / s.name).stat().st_ino in inodes]
         assert links == [s.name for s in plan.shards if s.header.parent == "v3"]
-    assert disk_of(plans, linked=True).linked == sum(
+    assert disk_of(plans, linked=True, shared=True).linked == sum(
         s.nbytes for p in plans.values() for s in p.shards if s.header.parent
     )
 
@@ -142,7 +146,7 @@ def test_what_is_there_is_left_alone_and_shared(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "zoo").rglob("*.safetensors")}
     build_children(plans, tmp_path / "zoo")
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert new_bytes(tmp_path / "zoo", parents) == disk_of(plans, linked=True).new
+    assert new_bytes(tmp_path / "zoo", parents) == disk_of(plans, linked=True, shared=True).new
     shutil.rmtree(tmp_path / "zoo" / "r1-0")
     build_children(plans, tmp_path / "zoo")
     merge_parents(plans["r1-0"], tmp_path / "alone")
@@ -155,7 +159,7 @@ class _Stop(Exception):
 
 def interrupt(plans: Mapping[str, Plan], folder: Path, after: float) -> None:
     """Begin to build, and stop when so much is written."""
-    total, done = disk_of(plans, linked=True).new, [0]
+    total, done = disk_of(plans, linked=True, shared=True).new, [0]
 
     def stop(event: Event) -> None:
         if isinstance(event, Advanced):
@@ -230,6 +234,8 @@ def test_without_hard_links_each_child_has_its_own_files(tmp_path: Path, monkeyp
     build_children(plans, tmp_path / "zoo")
     assert bytes_in(tmp_path / "zoo") == bytes_in(tmp_path / "linked")
     assert all(file.stat().st_nlink == 1 for file in (tmp_path / "zoo").rglob("*.safetensors"))
+    promised = disk_of(plans, linked=False, shared=False)
+    assert promised.new == promised.whole == new_bytes(tmp_path / "zoo", {})
 
 
 def test_plans_of_other_parents_are_not_one_sweep(tmp_path: Path) -> None:
@@ -248,6 +254,19 @@ def test_too_little_memory_makes_smaller_batches_or_is_refused(tmp_path: Path) -
     assert bytes_in(tmp_path / "zoo") == bytes_in(tmp_path / "wide")
     with pytest.raises(PlanError, match="not enough for one job"):
         build_children(plans, tmp_path / "none", max_memory=100 << 20)
+
+
+def test_too_little_memory_for_the_last_is_refused_before_the_first_is_made(tmp_path: Path) -> None:
+    """The first needs none for panels, and goes alone."""
+    parents = parents_in(tmp_path / "parents")
+    plans = plans_of(parents)
+    plans = {"copied": plans["r1-1"], "mixed": plans["r1-0.5"]}
+    enough = peak_memory(plans["copied"], 1)
+    assert enough < peak_memory(plans["mixed"], 1)
+    with pytest.raises(PlanError, match=r"mixed: .* not enough for one job"):
+        build_children(plans, tmp_path / "zoo", threads=1, max_memory=enough)
+    assert not any((tmp_path / "zoo").iterdir())
+    build_children({"copied": plans["copied"]}, tmp_path / "zoo", threads=1, max_memory=enough)
 
 
 def test_a_disk_that_is_too_small_for_all_is_refused_before_anything_is_written(

@@ -1,5 +1,6 @@
 """Sweeps -> tables on a terminal, or JSON: what they will take, and what they found."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from chimerakit.errors import RecipeError, printable
 from chimerakit.evaluate.records import Estimate, Measurement
 from chimerakit.records import Plan
 from chimerakit.sweep import Goal, Sweep, disk_of
-from chimerakit.sweep.build import link_is_possible
+from chimerakit.sweep.build import link_is_possible, sharing_is_possible
 from chimerakit.sweep.records import say_transition
 from chimerakit.sweep.run import SAVED
 from chimerakit.words import say_nbytes
@@ -28,8 +29,8 @@ def goal_of(text: str | None, within: float) -> Goal | None:
     try:
         number = float(value)
     except ValueError:
-        number = float("nan")
-    if metric not in figures or number != number or not within > 0:
+        number = math.nan
+    if metric not in figures or not math.isfinite(number) or not within > 0:
         raise RecipeError(
             "can't be read",
             where=f"--bisect {text}",
@@ -41,8 +42,8 @@ def goal_of(text: str | None, within: float) -> Goal | None:
 def plans_view(plans: Mapping[str, Plan], folder: Path | None) -> dict[str, Any]:
     """What the children of a sweep take, as data."""
     one = next(iter(plans.values()))
-    linked = link_is_possible(one, folder or Path())
-    disk = disk_of(plans, linked=linked)
+    linked, shared = link_is_possible(one, folder or Path()), sharing_is_possible(folder or Path())
+    disk = disk_of(plans, linked=linked, shared=shared)
     return {
         "children": {name: {"plan": plan.digest, "nbytes": plan.output_nbytes} for name, plan in plans.items()},
         "disk": {
@@ -53,6 +54,7 @@ def plans_view(plans: Mapping[str, Plan], folder: Path | None) -> dict[str, Any]
             "selected_of_a_child": disk.selected,
             "unselected_once": disk.unselected,
             "links_to_parents_are_possible": linked,
+            "links_between_children_are_possible": shared,
         },
         "notes": list(dict.fromkeys(note for plan in plans.values() for note in plan.notes)),
     }
@@ -68,13 +70,20 @@ def print_plans(view: dict[str, Any]) -> None:
     print()
     print(f"new on the disk:            {say_nbytes(disk['new'])} of {say_nbytes(disk['whole'])}")
     print(f"  what rules take, a child: {say_nbytes(disk['selected_of_a_child'])}")
-    print(f"  what no rule takes, once: {say_nbytes(disk['unselected_once'])}")
+    often = "once:   " if disk["links_between_children_are_possible"] else "a child:"
+    print(f"  what no rule takes, {often} {say_nbytes(disk['unselected_once'])}")
     print(f"  links to parents' files:  {say_nbytes(disk['linked_to_parents'])}")
     print(f"  links between children:   {say_nbytes(disk['shared_between_children'])}")
-    if not disk["links_to_parents_are_possible"]:
+    if not disk["links_between_children_are_possible"]:
+        print(
+            "note: files here can't have second names (hard links), so nothing is shared: each child has files of its own"
+        )
+    elif not disk["links_to_parents_are_possible"]:
         print("note: parents lie where no hard links lead from here, so their files are copied, once for all children")
-    if disk["whole"] - disk["new"] < _LITTLE * disk["whole"]:
-        print("note: nearly nothing can be shared: the rules take most of the bytes, and each child has its own")
+    if disk["links_between_children_are_possible"] and disk["whole"] - disk["new"] < _LITTLE * disk["whole"]:
+        print(
+            "note: nearly nothing can be shared: most bytes are in files that the rules touch, and each child has its own"
+        )
     for note in view["notes"]:
         print(printable(f"note: {note}"))
 

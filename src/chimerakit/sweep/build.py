@@ -49,6 +49,7 @@ def build_children(
     make_folder(folder)
     shared = shared_files(plans) if has_links(folder) else {name: {} for name in plans}
     todo = {name: plan for name, plan in plans.items() if not _is_there(plan, folder / name)}
+    check_memory(todo, max_memory)
     linked = {name for name, plan in todo.items() if _can_link(plan, folder)}
     _check_space(todo, folder, shared, linked)
     for batch in _batches(todo, max_memory, threads or default_threads()):
@@ -71,11 +72,31 @@ def build_children(
             _Batch(batch, children, shared, folder, most, tell).run(allow_nonfinite=allow_nonfinite)
 
 
+def check_memory(plans: Mapping[str, Plan], max_memory: int) -> None:
+    """Refuse children of which not one job at a time can run. Raises PlanError."""
+    for name, plan in plans.items():
+        if not threads_for([plan], max_memory, 1):
+            raise PlanError(
+                [f"{name}: {max_memory / 1e6:.0f} MB are not enough for one job at a time"],
+                "there is too little memory for this",
+            )
+
+
 def link_is_possible(plan: Plan, folder: Path) -> bool:
-    """Whether files of all parents can have second names in a folder; it, or one above it, is there."""
+    """Whether files of all parents can have second names in a folder, which may not exist yet."""
+    return _can_link(plan, _nearest(folder))
+
+
+def sharing_is_possible(folder: Path) -> bool:
+    """Whether files in a folder, which may not exist yet, can have second names in it."""
+    return has_links(_nearest(folder))
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the one above it that is there."""
     while not folder.exists():
         folder = folder.parent
-    return _can_link(plan, folder)
+    return folder
 
 
 def _can_link(plan: Plan, folder: Path) -> bool:
@@ -115,18 +136,13 @@ def _check_space(
 
 
 def _batches(todo: Mapping[str, Plan], max_memory: int, threads: int) -> Iterator[dict[str, Plan]]:
-    """As many children together as fit into memory."""
+    """As many children together as fit into memory; each alone does."""
     batch: dict[str, Plan] = {}
     for name, plan in todo.items():
         if batch and threads_for([*batch.values(), plan], max_memory, threads) < min(2, threads):
             yield batch
             batch = {}
         batch[name] = plan
-        if not threads_for([plan], max_memory, threads):
-            raise PlanError(
-                [f"{name}: {max_memory / 1e6:.0f} MB are not enough for one job at a time"],
-                "there is too little memory for this",
-            )
     if batch:
         yield batch
 

@@ -31,7 +31,7 @@ class Disk(Struct, frozen=True):
     selected: int
     """What rules take, in one child: the largest of them."""
     unselected: int
-    """What no rule takes and no parent's file has, once."""
+    """What no rule takes and no parent's file has, in one child."""
 
     @property
     def new(self) -> int:
@@ -70,16 +70,16 @@ def shared_files(plans: Mapping[str, Plan]) -> dict[str, dict[str, Shared]]:
     return found
 
 
-def disk_of(plans: Mapping[str, Plan], *, linked: bool) -> Disk:
-    """What these children take. linked: whether files that equal a parent's become links to it."""
-    shared = shared_files(plans)
+def disk_of(plans: Mapping[str, Plan], *, linked: bool, shared: bool) -> Disk:
+    """What these children take. linked, shared: whether files that equal a parent's, or another child's, become links to it."""
+    others = shared_files(plans) if shared else {child: {} for child in plans}
     whole = at_parents = at_children = selected = 0
     rest: dict[str, int] = {}
     for child, plan in plans.items():
         links = equal_shards(plan) if linked else {}
         whole += sum(shard.nbytes for shard in plan.shards)
         at_parents += sum(shard.nbytes for shard in plan.shards if shard.name in links)
-        at_children += sum(s.nbytes for s in plan.shards if s.name in shared[child] and s.name not in links)
+        at_children += sum(s.nbytes for s in plan.shards if s.name in others[child] and s.name not in links)
         selected = max(selected, sum(row.nbytes for row in plan.rows if row.rule is not None))
         mine = sum(row.nbytes for row in plan.rows if row.rule is None and row.outputs[0].file not in links)
         rest[child] = mine
