@@ -13,7 +13,7 @@ import pytest
 from chimerakit.child import locked
 from chimerakit.compare import compare_checkpoints, save_map
 from chimerakit.deltas import read_distances
-from chimerakit.errors import OutputError, RecipeError, TaskError
+from chimerakit.errors import OutputError, PlanError, RecipeError, TaskError
 from chimerakit.evaluate import run
 from chimerakit.evaluate.records import Ask, Generated, Problem, Scorer, Settings, Task
 from chimerakit.formats import open_checkpoint
@@ -21,10 +21,12 @@ from chimerakit.manifest import read_manifest
 from chimerakit.merge import merge_parents
 from chimerakit.plan import make_plan
 from chimerakit.plan.deltas import Distances
+from chimerakit.plan.memory import peak_memory
 from chimerakit.recipe import Ranges, parse_recipe, read_ranges
 from chimerakit.recipe.text import load_yaml
 from chimerakit.records import Checkpoint, Recipe
-from chimerakit.sweep import Goal, Keep, Sweep, Wish, load_sweep, sweep_children
+from chimerakit.report.saved import load_result
+from chimerakit.sweep import Goal, Keep, Sweep, Wish, plan_children, sweep_children
 from tests.durability.kinds import make_parents
 from tests.effort import examples
 from tests.evaluate.test_server import kept
@@ -32,6 +34,7 @@ from tests.sweep.test_build import bytes_in
 
 TASK = Task("t", tuple(Problem(str(n), f"{n}", str(n)) for n in range(20)), Scorer("numeric"))
 SHARES = "[0, 0.25, 0.5, 0.75, 1]"
+GOAL = Goal("trace_rate", 0.5, 0.1)
 
 
 class FakeEngine:
@@ -104,7 +107,7 @@ def test_children_are_made_measured_and_compared_with_their_parents(
     }
     assert found.evaluation is not None
     assert {d.against for d in found.evaluation.differences} == {"v3", "r1"}
-    assert load_sweep(tmp_path / "out" / "sweep.json") == found
+    assert load_result(tmp_path / "out" / "sweep.json").found == found
     assert len(asked.read_text().splitlines()) == 7 * 20
     assert sweep_children(ranges_of(), parents, tmp_path / "out", Wish((TASK,))) == found
     assert len(asked.read_text().splitlines()) == 7 * 20
@@ -200,6 +203,8 @@ def test_one_process_at_a_time_works_in_a_folder(asked: Path, parents: dict[str,
         (Wish((TASK,), against=("nobody",)), "is none of the models"),
         (Wish((TASK, TASK)), "two tasks have one name"),
         (Wish((Task("../x", TASK.problems, TASK.scorer),)), "a task's name is a word"),
+        (Wish((TASK,), goal=GOAL, against=("r1-0.25",)), "may not be there: a search makes the ends"),
+        (Wish((TASK,), goal=GOAL, against=("r1-1", "r1-0.3")), r"against r1-0\.3"),
     ],
 )
 def test_what_would_be_refused_in_the_end_is_refused_at_once(
@@ -207,8 +212,56 @@ def test_what_would_be_refused_in_the_end_is_refused_at_once(
 ) -> None:
     """Before anything is made."""
     with pytest.raises(TaskError, match=says):
-        sweep_children(ranges_of("[0.5]"), parents, tmp_path / "out", wish)
+        sweep_children(ranges_of(), parents, tmp_path / "out", wish)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_compares_with_parents_and_with_both_ends(
+    asked: Path, parents: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    """They are there wherever it goes, also where the recipe calls the ends otherwise."""
+    del asked
+    wish = Wish((TASK,), goal=GOAL, against=("r1-0", "r1-1", "r1"))
+    found = sweep_children(ranges_of("{none: 0, all: 1}"), parents, tmp_path / "out", wish)
+    assert found.evaluation is not None
+    assert {d.against for d in found.evaluation.differences} == set(wish.against)
+
+
+def test_too_little_memory_for_a_later_batch_is_refused_before_the_first(
+    asked: Path, parents: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    """Also where a search begins with ends that are only copied; what is there already needs none."""
+    enough = peak_memory(plan_children(ranges_of("[1]"), parents)["r1-1"], 1)
+    for shares, wish in (("[1, 0.5]", Wish((TASK,), batch=1)), ("[0, 1]", Wish((TASK,), goal=GOAL))):
+        out = tmp_path / shares
+        with pytest.raises(PlanError, match=r"r1-0\.5: .* not enough for one job"):
+            sweep_children(ranges_of(shares), parents, out, wish, threads=1, max_memory=enough)
+        assert not asked.exists()
+        assert not (out / "children").exists()
+        found = sweep_children(ranges_of(shares), parents, out, wish)
+        assert sweep_children(ranges_of(shares), parents, out, wish, threads=1, max_memory=enough) == found
+        asked.unlink()
+
+
+@pytest.mark.parametrize(
+    ("output", "layouts"),
+    [
+        (
+            "{sweep: {a: {shards: base}, b: {dtype: keep}, c: {shards: by-rule}}, as: layout}",
+            ["base", "by-rule", "by-rule"],
+        ),
+        ("{shards: {sweep: [base, by-rule]}}", ["base", "by-rule"]),
+        ("{shards: base}", ["base"]),
+        ("{dtype: keep}", ["by-rule"]),
+    ],
+)
+def test_shards_are_laid_out_as_the_childs_own_recipe_says(
+    output: str, layouts: list[str], parents: dict[str, Checkpoint]
+) -> None:
+    """By rule only where it says nothing, wherever the range stands."""
+    text = f"parents: {{v3: , r1: }}\nbase: v3\nrules: [{{take: r1, components: router}}]\noutput: {output}\n"
+    plans = plan_children(read_ranges(load_yaml(text, "recipe")), parents)
+    assert [plan.recipe.output.shards for plan in plans.values()] == layouts
 
 
 def test_a_folder_of_another_sweep_is_refused(asked: Path, parents: dict[str, Checkpoint], tmp_path: Path) -> None:
@@ -225,9 +278,10 @@ def test_a_folder_of_another_sweep_is_refused(asked: Path, parents: dict[str, Ch
 @pytest.mark.parametrize(
     ("shares", "wish", "says"),
     [
-        ("[0, 1]", Wish(goal=Goal("trace_rate", 0.5, 0.1)), "without a task nothing is measured"),
+        ("[0, 1]", Wish(goal=GOAL), "without a task nothing is measured"),
         ("[0, 1]", Wish(keep=Keep(1)), "without a task nothing is measured"),
-        ("{a: 0, b: {from: 0, to: 1}}", Wish((TASK,), goal=Goal("trace_rate", 0.5, 0.1)), "one range of numbers"),
+        ("{a: 0, b: {from: 0, to: 1}}", Wish((TASK,), goal=GOAL), "one range of numbers"),
+        ("[0, 1]", Wish((TASK,), goal=Goal("majority", 0.5, 0.1)), "one answer to a problem has no majority"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_made(
@@ -279,7 +333,8 @@ def test_killed_at_any_moment_no_answer_is_lost_and_none_asked_twice(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert kills > 0
-    found = load_sweep(out / "sweep.json")
+    found = load_result(out / "sweep.json").found
+    assert isinstance(found, Sweep)
     assert curve(found) == curve(wanted)
     assert found.children == wanted.children
     assert bytes_in(out / "children") == bytes_in(tmp_path / "whole" / "out" / "children")

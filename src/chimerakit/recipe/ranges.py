@@ -56,6 +56,8 @@ class Candidate(Struct, frozen=True):
     recipe: Recipe
     point: dict[str, str]
     """The label of its value on each axis."""
+    data: dict[str, Any]
+    """As a file would say it: what the recipe's record has by default stands here only if it was written."""
 
 
 class Ranges(Struct, frozen=True):
@@ -79,8 +81,8 @@ class Ranges(Struct, frozen=True):
         }
         labels = {name: _label(value) if name in given else point[name] for name, value in values.items()}
         filled = {key: _filled(self.data[key], values) for key in _VARIABLE if key in self.data}
-        recipe = recipe_from_data(self.data | filled, self.where)
-        return Candidate(_name(labels, values), recipe, labels)
+        data = self.data | filled
+        return Candidate(_name(labels, values), recipe_from_data(data, self.where), labels, data)
 
 
 def has_ranges(data: Any) -> bool:

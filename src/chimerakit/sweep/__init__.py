@@ -10,7 +10,7 @@ run.py       all of it, one step after the other, to be gone on with at any of t
 
 from chimerakit.sweep.keep import Keep, parse_keep
 from chimerakit.sweep.records import Goal, Sweep
-from chimerakit.sweep.run import Wish, load_sweep, plan_children, sweep_children
+from chimerakit.sweep.run import Wish, plan_children, sweep_children
 from chimerakit.sweep.sharing import disk_of
 
-__all__ = ["Goal", "Keep", "Sweep", "Wish", "disk_of", "load_sweep", "parse_keep", "plan_children", "sweep_children"]
+__all__ = ["Goal", "Keep", "Sweep", "Wish", "disk_of", "parse_keep", "plan_children", "sweep_children"]

@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from chimerakit.child import locked, remove_child
-from chimerakit.errors import OutputError, RecipeError, ResultError
+from chimerakit.errors import OutputError, RecipeError, TaskError
 from chimerakit.evaluate.records import Evaluation, Measurement, Settings, Task
 from chimerakit.evaluate.run import Options, Subject, answer_tasks, check_request, count_missing, evaluate_models
 from chimerakit.events import Advanced, Finished, Listener, Said, Started, ignore
@@ -25,19 +25,19 @@ from chimerakit.output import is_finished, read_begun
 from chimerakit.plan import make_plan
 from chimerakit.plan.deltas import Distances
 from chimerakit.plan.memory import MAX_MEMORY
-from chimerakit.recipe import Candidate, Ranges, recipe_to_yaml, sweep_axis
+from chimerakit.recipe import Axis, Candidate, Ranges, recipe_to_yaml, sweep_axis
 from chimerakit.records import Checkpoint, Plan, Recipe
 from chimerakit.stores.local import read_file
 from chimerakit.stores.part import make_folder, write_file
 from chimerakit.sweep.bisect import crossing, middle
-from chimerakit.sweep.build import build_children
+from chimerakit.sweep.build import build_children, check_memory
 from chimerakit.sweep.keep import Keep, to_drop
 from chimerakit.sweep.records import Goal, Grown, Progress, Sweep, Transition, figure
 
 SAVED = "sweep.json"
 _PROGRESS = "progress.json"
 _MAX_PROGRESS = 1 << 26
-_MAX_SAVED = 1 << 28
+_MAX_MANIFEST = 1 << 28
 DistancesOf = Callable[[Recipe], Distances | None]
 """How far parents lie from the base, for recipes with a delta."""
 
@@ -62,13 +62,13 @@ def plan_children(
     ranges: Ranges, parents: Mapping[str, Checkpoint], distances_of: DistancesOf = lambda _: None
 ) -> dict[str, Plan]:
     """The plan of every child. Raises RecipeError, PlanError."""
-    recipes = {candidate.name: _laid_out(candidate.recipe, ranges, parents) for candidate in ranges.candidates()}
+    recipes = {candidate.name: _laid_out(candidate, parents) for candidate in ranges.candidates()}
     return {name: make_plan(recipe, parents, distances_of(recipe)) for name, recipe in recipes.items()}
 
 
-def _laid_out(recipe: Recipe, ranges: Ranges, parents: Mapping[str, Checkpoint]) -> Recipe:
-    """The recipe with shards by rule unless it says otherwise. GGUF has no such layout."""
-    says = (ranges.data.get("output") or {}).get("shards")
+def _laid_out(candidate: Candidate, parents: Mapping[str, Checkpoint]) -> Recipe:
+    """The recipe with shards by rule unless it says otherwise, wherever the range stands. GGUF has no such layout."""
+    recipe, says = candidate.recipe, (candidate.data.get("output") or {}).get("shards")
     if says is not None or parents[recipe.base].format != "safetensors":
         return recipe
     return replace(recipe, output=replace(recipe.output, shards="by-rule"))
@@ -118,17 +118,11 @@ def _sweep(
     return zoo.finish(_find(zoo, ranges, wish.goal))
 
 
-def load_sweep(path: Path) -> Sweep:
-    """What `sweep_children` saved. Raises ResultError."""
-    try:
-        return msgspec.json.decode(read_file(path, _MAX_SAVED), type=Sweep)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise ResultError(f"is no sweep: {e}", where=path, expected=f"a {SAVED} of `sweep`") from e
-
-
 def _check(ranges: Ranges, parents: Mapping[str, Checkpoint], wish: Wish) -> None:
-    """Refuse before anything is planned."""
-    names = {candidate.name for candidate in ranges.candidates()}
+    """Refuse before anything is planned, what else would be refused when all is made and answered."""
+    if wish.goal is not None:
+        _check_goal(ranges, parents, wish, wish.goal)
+    names = {candidate.name for candidate in _surely_made(ranges, wish.goal)}
     if both := names & set(parents):
         raise RecipeError("is the name of a parent and of a child", where=min(both))
     places = {name: Path(parent.place) for name, parent in parents.items()}
@@ -138,22 +132,50 @@ def _check(ranges: Ranges, parents: Mapping[str, Checkpoint], wish: Wish) -> Non
         check_request(subjects, wish.tasks, wish.settings, wish.samples, wish.against)
     if not wish.tasks and (wish.goal is not None or wish.keep.best is not None):
         raise RecipeError("without a task nothing is measured", where="sweep", do="--task FILE")
-    if wish.goal is not None:
-        axis = sweep_axis(ranges.axes)
-        if axis is None or len(ranges.axes) > 1:
-            raise RecipeError(
-                "a transition is looked for along one range of numbers",
-                where=ranges.where,
-                found=", ".join(each.name for each in ranges.axes) or "no range",
-            )
+
+
+def _check_goal(ranges: Ranges, parents: Mapping[str, Checkpoint], wish: Wish, goal: Goal) -> None:
+    """Refuse what can't be looked for, and comparisons with children that the search may never come to."""
+    axis = sweep_axis(ranges.axes)
+    if axis is None or len(ranges.axes) > 1:
+        raise RecipeError(
+            "a transition is looked for along one range of numbers",
+            where=ranges.where,
+            found=", ".join(each.name for each in ranges.axes) or "no range",
+        )
+    if goal.metric == "majority" and wish.samples < 2:
+        raise RecipeError(
+            "one answer to a problem has no majority", where="goal: majority", do="ask for samples, with a temperature"
+        )
+    sure = [*parents, *(candidate.name for candidate in _surely_made(ranges, goal))]
+    if unsure := [name for name in wish.against if name not in sure]:
+        raise TaskError(
+            "may not be there: a search makes the ends of the range, and what it comes to between them",
+            where=f"against {unsure[0]}",
+            expected=", ".join(sure),
+        )
+
+
+def _surely_made(ranges: Ranges, goal: Goal | None) -> list[Candidate]:
+    """The children that there will be, whatever is measured: all, or of a search those at both ends."""
+    if goal is None:
+        return ranges.candidates()
+    (axis,) = ranges.axes
+    return [ranges.at({}, {axis.name: place}) for place in _ends(axis)]
+
+
+def _ends(axis: Axis) -> list[float]:
+    numbers = axis.numbers or ()
+    return [min(numbers), max(numbers)]
 
 
 def _find(zoo: "_Zoo", ranges: Ranges, goal: Goal) -> Transition | None:
     """Look at the ends of the axis, and then always in the middle of the narrowest pair that has the transition between."""
     (axis,) = ranges.axes
-    numbers = axis.numbers or ()
     known: dict[float, float] = {}
-    wanted = [min(numbers), max(numbers)]
+    wanted = _ends(axis)
+    if (between := middle((wanted[0], wanted[1]), goal.within)) is not None:  # it may mix where both ends only copy
+        zoo.check_memory([ranges.at({}, {axis.name: place}) for place in (*wanted, between)])
     while wanted:
         candidates = [ranges.at({}, {axis.name: place}) for place in wanted]
         zoo.plan(candidates)
@@ -213,8 +235,7 @@ class _Zoo:
     def plan(self, candidates: Sequence[Candidate]) -> None:
         """Plan children, before any of them is made; refuse those of another sweep."""
         for candidate in candidates:
-            recipe = _laid_out(candidate.recipe, self._ranges, self._parents)
-            plan = make_plan(recipe, self._parents, self._distances_of(recipe))
+            recipe, plan = self._planned(candidate)
             if self._progress.children.get(candidate.name, plan.digest) != plan.digest:
                 raise OutputError(
                     f"holds another child that is called {candidate.name}",
@@ -223,12 +244,24 @@ class _Zoo:
                 )
             self._candidates[candidate.name] = candidate
             self._recipes[candidate.name], self._plans[candidate.name] = recipe, plan
+        self.check_memory(candidates)
         make_folder(self._output / "recipes")
         for candidate in candidates:
             text = recipe_to_yaml(self._recipes[candidate.name])
             write_file(self._output / "recipes" / f"{candidate.name}.yaml", text.encode())
         digests = {candidate.name: self._plans[candidate.name].digest for candidate in candidates}
         self._save(replace(self._progress, children=self._progress.children | digests))
+
+    def check_memory(self, candidates: Sequence[Candidate]) -> None:
+        """Refuse children that are to be made, now or later, if there is too little memory for one of them."""
+        todo = [candidate for candidate in candidates if not self._is_there(candidate.name)]
+        check_memory({candidate.name: self._planned(candidate)[1] for candidate in todo}, self._max_memory)
+
+    def _planned(self, candidate: Candidate) -> tuple[Recipe, Plan]:
+        if candidate.name not in self._plans:
+            recipe = _laid_out(candidate, self._parents)
+            return recipe, make_plan(recipe, self._parents, self._distances_of(recipe))
+        return self._recipes[candidate.name], self._plans[candidate.name]
 
     def grow(self, names: Sequence[str]) -> Mapping[str, Measurement]:
         """Make children that are not measured yet, measure them, and delete those that are not to be kept."""
@@ -252,6 +285,10 @@ class _Zoo:
             self._listener(Advanced(1))
         self._drop()
         return self._measured
+
+    def _is_there(self, name: str) -> bool:
+        """Whether nothing is to be made of a child: it is finished, or was measured and deleted."""
+        return is_finished(self._child(name)) or self._is_done(name)
 
     def _is_done(self, name: str) -> bool:
         """Whether a child was measured and deleted, and has all answers that are asked for now."""
@@ -285,7 +322,7 @@ class _Zoo:
             path = self._child(name)
             if name not in self._progress.gone:
                 make_folder(self._output / "manifests")
-                manifest = read_file(path / MANIFEST, _MAX_SAVED)
+                manifest = read_file(path / MANIFEST, _MAX_MANIFEST)
                 write_file(self._output / "manifests" / f"{name}.json", manifest)
                 gone = self._progress.gone | {name: self._measured[name].model}
                 self._save(replace(self._progress, gone=gone))
