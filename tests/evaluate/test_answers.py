@@ -9,7 +9,7 @@ import pytest
 from chimerakit.errors import OutputError
 from chimerakit.evaluate.answers import Kept
 from chimerakit.evaluate.records import Generated, Model, Problem, Scorer, Settings, Task
-from chimerakit.evaluate.run import asks_of
+from chimerakit.evaluate.run import asks_of, count_missing
 
 MODEL = Model("m", "w", "t", "transformers")
 TASK = Task("t", tuple(Problem(str(n), f"{n}?", str(n)) for n in range(3)), Scorer("numeric"))
@@ -101,6 +101,27 @@ def test_something_else_is_left_alone(text: str, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="holds something else than answers"):
         again(tmp_path / "t.jsonl")
     assert (tmp_path / "t.jsonl").read_text() == text
+
+
+def test_counting_writes_nothing(tmp_path: Path) -> None:
+    """No folder, no head, no lock; what is torn or somebody else's is told from what is there."""
+    assert count_missing(MODEL, [TASK], tmp_path / "out", Settings(), 2) == 6
+    assert not (tmp_path / "out").exists()
+    path = tmp_path / "out" / "m" / "t.jsonl"
+    path.parent.mkdir(parents=True)
+    fill(path, 4)
+    whole = path.read_bytes()
+    head = whole.index(b"\n", 1) + 1
+    for data, missing in ((whole, 2), (whole[:-2], 3), (whole[:head], 6), (whole[: head // 2], 6), (b"", 6)):
+        path.write_bytes(data)
+        assert count_missing(MODEL, [TASK], tmp_path / "out", Settings(), 2) == missing
+        assert path.read_bytes() == data
+    path.write_bytes(whole)
+    kept = Kept(path, MODEL, TASK, Settings())
+    assert count_missing(MODEL, [TASK], tmp_path / "out", Settings(), 2) == 2
+    kept.close()
+    with pytest.raises(OutputError, match=r"temperature: 0\.0, not 0\.6"):
+        count_missing(MODEL, [TASK], tmp_path / "out", Settings(temperature=0.6), 2)
 
 
 def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:

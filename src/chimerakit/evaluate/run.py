@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from chimerakit.errors import ResultError, TaskError
-from chimerakit.evaluate.answers import Kept, read_answers
+from chimerakit.errors import TaskError
+from chimerakit.evaluate.answers import Kept, count_missing_in, read_answers
 from chimerakit.evaluate.backends import Backend, engine_of, load_backend
 from chimerakit.evaluate.backends.server import Server, check_address
 from chimerakit.evaluate.identity import identify
@@ -42,7 +42,6 @@ from chimerakit.stores.part import make_folder, write_file
 SAVED = "evaluation.json"
 _KNOWN = "model.json"
 _MAX_KNOWN = 1 << 20
-_MAX_SAVED = 1 << 28
 
 
 class Subject(Struct, frozen=True):
@@ -153,22 +152,13 @@ def answer_tasks(
 
 
 def count_missing(model: Model, tasks: Sequence[Task], output: Path, settings: Settings, samples: int) -> int:
-    """How many answers of a model are not there yet."""
-    missing = 0
-    make_folder(output / model.name)
-    for task in tasks:
-        kept = Kept(output / model.name / f"{task.name}.jsonl", model, task, settings)
-        missing += len(kept.missing(asks_of(task, settings, samples)))
-        kept.close()
-    return missing
-
-
-def load_evaluation(path: Path) -> Evaluation:
-    """What `evaluate_models` saved. Raises ResultError."""
-    try:
-        return msgspec.json.decode(read_file(path, _MAX_SAVED), type=Evaluation)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise ResultError(f"is no evaluation: {e}", where=path, expected=f"an {SAVED} of `evaluate`") from e
+    """How many answers of a model are not there yet; nothing is written to find that out."""
+    return sum(
+        count_missing_in(
+            output / model.name / f"{task.name}.jsonl", model, task, settings, asks_of(task, settings, samples)
+        )
+        for task in tasks
+    )
 
 
 def say_measured(found: Measurement) -> str:
