@@ -15,9 +15,11 @@ from chimerakit.compare import compare_checkpoints
 from chimerakit.compare.states import open_states
 from chimerakit.errors import CheckpointError, TaskError
 from chimerakit.evaluate import Subject, evaluate_models, load_task
-from chimerakit.evaluate.reading import Surprise, Text, same_tokens
+from chimerakit.evaluate.reading import Surprise
 from chimerakit.evaluate.records import Evaluation, Settings
+from chimerakit.evaluate.run import asks_of
 from chimerakit.evaluate.summary import perplexity
+from chimerakit.evaluate.wording import Wording, check_wordings
 from chimerakit.formats import open_checkpoint
 from chimerakit.numerics.routing import choose_experts, margins
 from tests.merging import merge
@@ -176,10 +178,91 @@ def test_models_whose_routers_do_not_fit_are_refused(models: dict[str, Path], tm
         evaluate_models([Subject("far", address="http://localhost:1/v1")], [task], tmp_path / "out", router_texts=1)
 
 
-def test_texts_that_are_cut_otherwise_are_refused() -> None:
-    """Perplexities over other tokens say nothing about each other."""
-    with pytest.raises(CheckpointError, match="other tokens"):
-        same_tokens({"a": [Text((1,), (2, 3))], "b": [Text((1,), (23,))]})
+def worded(name: str, path: Path, **vocabulary: str) -> Path:
+    """A parent whose tokens have other names in its tokenizer; its weights are links."""
+    path.mkdir()
+    for file in PARENTS[name].iterdir():
+        (path / file.name).symlink_to(file)
+    text = (path / "tokenizer.json").read_text()
+    tokenizer = json.loads(text)
+    vocab = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {vocabulary.get(token, token): number for token, number in vocab.items()}
+    for added in tokenizer["added_tokens"]:
+        added["content"] = vocabulary.get(added["content"], added["content"])
+    (path / "tokenizer.json").unlink()
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return path
+
+
+OPENED = "{% if add_generation_prompt %}<think>{% endif %}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opens", ["reference", "other"])
+def test_a_template_that_opens_a_trace_does_not_part_models(opens: str, tmp_path: Path) -> None:
+    """As R1's does, and V3-0324's does not: all read the tokens of the one whose answers they are."""
+    paths = {"reference": worded("r1", tmp_path / "reference"), "other": worded("v3", tmp_path / "other")}
+    template = paths[opens] / "chat_template.jinja"
+    text = template.read_text() + OPENED
+    template.unlink()
+    template.write_text(text)
+    task = load_task(FAMILY / "task.yaml", count=1)
+    out = tmp_path / "out"
+    settings = Settings(max_tokens=8)
+    subjects = [Subject(name, path) for name, path in paths.items()]
+    found = evaluate_models(subjects, [task], out, settings=settings, router_texts=1)
+    said = json.loads((out / "reference" / "chain.jsonl").read_text().splitlines()[-1])["said"]["text"]
+    (ask,) = asks_of(task, settings, 1)
+    prompt = Wording(paths["reference"]).prompt(ask)
+    assert prompt.endswith("<think>") == (opens == "reference")
+    assert found.routers is not None
+    assert found.routers.tokens == len(Wording(PARENTS["v3"]).ids(prompt + said))
+    assert set(found.routers.perplexity) == {"reference", "other"}
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ({"7": "8", "8": "7"}, "token 29 is '8', not '7'"),
+        ({"<think>": "</think>", "</think>": "<think>"}, "token 5 is '</think>', not '<think>'"),
+        ({"~": "§"}, "token 100 is '§', not '~'"),
+    ],
+)
+def test_models_with_other_tokens_are_refused_before_anything_is_answered(
+    names: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    """What one's numbers mean would be something else to the other."""
+    other = worded("v3", tmp_path / "other", **names)
+    subjects = [Subject("r1", PARENTS["r1"]), Subject("other", other)]
+    task = load_task(FAMILY / "task.yaml", count=1)
+    with pytest.raises(CheckpointError, match="other has another tokenizer than r1, whose texts it shall read") as e:
+        evaluate_models(subjects, [task], tmp_path / "out", router_texts=1)
+    assert says in str(e.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_cut_questions_otherwise_or_know_fewer_tokens_are_refused(tmp_path: Path) -> None:
+    """Though every token that both have is the same."""
+    asks = asks_of(load_task(FAMILY / "task.yaml", count=1), Settings(), 1)
+    for change, says in (("cut", "it cuts '.*' otherwise"), ("fewer", "127 tokens, not 128")):
+        other = worded("v3", tmp_path / change)
+        tokenizer = json.loads((other / "tokenizer.json").read_text())
+        if change == "fewer":
+            del tokenizer["model"]["vocab"]["<|reserved_26|>"]
+            del tokenizer["added_tokens"][-1]
+        else:
+            tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "-"}, "content": "+"}
+        (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+        with pytest.raises(CheckpointError, match=says):
+            check_wordings({"r1": PARENTS["r1"], "other": other}, "r1", asks)
+
+
+def test_an_added_token_may_be_called_otherwise(tmp_path: Path) -> None:
+    """A model that another was trained from keeps places for tokens that only the other one names."""
+    other = worded("v3", tmp_path / "other", **{"<think>": "<|place 0|>", "</think>": "<|place 1|>"})
+    asks = asks_of(load_task(FAMILY / "task.yaml", count=2), Settings(), 1)
+    check_wordings({"r1": PARENTS["r1"], "other": other}, "r1", asks)
+    check_wordings({"other": other, "r1": PARENTS["r1"]}, "other", asks)
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 50)), min_size=1, max_size=20))

@@ -10,6 +10,9 @@ scorers.py     text -> the answer in it, right or wrong (pure)
 score.py       what an engine gave back -> what it shows (pure)
 statistics.py  means with intervals, by the bootstrap (pure)
 summary.py     answers -> Measurement; two models -> Difference (pure)
+wording.py     a tokenizer and a chat template without weights: the tokens that all models read
+reading.py     models read texts: how likely they are, what routers receive
+routers.py     what routers do with it
 run.py         models and tasks -> Evaluation: what is missing is asked
 """
 

@@ -1,10 +1,10 @@
 """Texts read by checkpoints in transformers: how likely each token was, and what each router received.
 
-All models read the same tokens: prompt and answer, without padding, one text after the other.
+All models read the same tokens (see `wording`): prompt and answer, without padding, one text after the other.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,25 +15,13 @@ from chimerakit.anatomy import Anatomy
 from chimerakit.compare.states import StatesFile
 from chimerakit.errors import CheckpointError
 from chimerakit.evaluate.backends.transformers import Transformers
-from chimerakit.evaluate.records import Ask
+from chimerakit.evaluate.wording import Text
 from chimerakit.formats import open_checkpoint
 from chimerakit.records import Unit
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-
-class Text(Struct, frozen=True):
-    """A prompt and what follows it, in tokens."""
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """All of them."""
-        return self.prompt + self.answer
 
 
 class Surprise(Struct, frozen=True):
@@ -64,16 +52,6 @@ class Reader:
         self._path = path
         self._engine = Transformers(path, batch=1)
         self._gates = gates_of(path)
-
-    def tokens(self, ask: Ask, answer: str) -> Text:
-        """A question as the chat template puts it, and an answer as it was written."""
-        prompt = self._engine.prompt(ask)
-        before, whole = self._ids(prompt), self._ids(prompt + answer)
-        seam = next((n for n, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
-        return Text(tuple(whole[:seam]), tuple(whole[seam:]))  # tokens across the seam belong to the answer
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self._engine.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def read(self, texts: Sequence[Text], states: Path, source: str) -> Iterator[Surprise]:
         """How unlikely each answer is; what routers receive goes to a file of states, of which `compare` may ask, too."""
@@ -137,14 +115,3 @@ def _surprise(logits: Any, text: Text) -> Surprise:
     if not math.isfinite(nats):
         raise CheckpointError("gives an answer no probability that is a number", where="perplexity")
     return Surprise(nats, len(text.answer))
-
-
-def same_tokens(texts: Mapping[str, Sequence[Text]]) -> Sequence[Text]:
-    """The tokens that all models make of the same texts. Raises CheckpointError if they are not the same."""
-    (first, mine), *others = texts.items()
-    for name, theirs in others:
-        if list(theirs) != list(mine):
-            raise CheckpointError(
-                "cuts texts into other tokens, or has another chat template", where=name, expected=first
-            )
-    return mine

@@ -16,7 +16,7 @@ from chimerakit.evaluate.answers import Kept, count_missing_in, read_answers
 from chimerakit.evaluate.backends import Backend, engine_of, load_backend
 from chimerakit.evaluate.backends.server import Server, check_address
 from chimerakit.evaluate.identity import identify
-from chimerakit.evaluate.reading import Reader, Surprise, Text, same_tokens
+from chimerakit.evaluate.reading import Reader, Surprise
 from chimerakit.evaluate.records import (
     Answer,
     Ask,
@@ -33,6 +33,7 @@ from chimerakit.evaluate.routers import check_routers, health_of
 from chimerakit.evaluate.score import score
 from chimerakit.evaluate.summary import Answers, by_problem, differ, measure, perplexity, pick_examples
 from chimerakit.evaluate.tasks import check_name
+from chimerakit.evaluate.wording import Wording, check_wordings
 from chimerakit.events import Advanced, Finished, Listener, Said, Started, ignore
 from chimerakit.formats import open_checkpoint
 from chimerakit.stores.digest import digest_of
@@ -100,21 +101,22 @@ def evaluate_models(
     """Let models answer every problem of every task, and measure them; answers that `output` holds are not asked for again.
 
     samples: answers to each problem; more than one need a temperature. against: names of models that the others are compared
-    with; the first one unless said. router_texts: so many answers of the first of these are read by all models, and their routers
+    with; the first one unless said. router_texts: so many answers of the first of these are read by all models, worded as that one words them, and their routers
     are asked what they do with them (safetensors only). Raises TaskError, CheckpointError, EndpointError, OutputError; answers that came are kept.
     """
     check_request(subjects, tasks, settings, samples, against)
+    reference = (against or [subjects[0].name])[0]
     if router_texts:
-        check_routers({subject.name: _checkpoint_of(subject) for subject in subjects})
+        models = {subject.name: _checkpoint_of(subject) for subject in subjects}
+        check_routers(models)
+        check_wordings(models, reference, asks_of(tasks[0], settings, 1)[:router_texts])
     found = [answer_tasks(s, tasks, output, settings, samples, options=options, listener=listener) for s in subjects]
     answers = {task.name: {each.model.name: each.answers[task.name] for each in found} for task in tasks}
     evaluation = Evaluation(
         measurements=tuple(each.measurements[task.name] for task in tasks for each in found),
         differences=tuple(_differences(answers, dict.fromkeys(against or [subjects[0].name]))),
         examples=tuple(_examples(tasks, answers, options.examples)),
-        routers=_ask_routers(
-            subjects, tasks[0], output, settings, router_texts, (against or [subjects[0].name])[0], listener
-        )
+        routers=_ask_routers(subjects, tasks[0], output, settings, router_texts, reference, listener)
         if router_texts
         else None,
     )
@@ -283,20 +285,19 @@ def _ask_routers(
     asks = [ask for ask in asks_of(task, settings, 1) if said[ask.problem, 0].text][:count]
     if not asks:
         raise TaskError("has said nothing that others could read", where=reference)
-    texts: dict[str, list[Text]] = {}
+    wording = Wording(models[reference])
+    texts = [wording.text(ask, said[ask.problem, ask.sample].text) for ask in asks]
     states: dict[str, Path] = {}
     surprises: dict[str, list[Surprise]] = {}
     source = f"{len(asks)} answers of {reference} to {task.name}"
     for name, path in models.items():
         reader = Reader(path)
         try:
-            texts[name] = [reader.tokens(ask, said[ask.problem, ask.sample].text) for ask in asks]
-            tokens = same_tokens(texts)
             states[name] = output / name / "states.safetensors"
             work = f"{name} reads {source}"
             listener(Started(work, len(asks), "answers"))
             surprises[name] = []
-            for surprise in reader.read(tokens, states[name], f"{name}: {source}"):
+            for surprise in reader.read(texts, states[name], f"{name}: {source}"):
                 surprises[name].append(surprise)
                 listener(Advanced(1, surprise.tokens))
             listener(Finished(work))
@@ -305,7 +306,7 @@ def _ask_routers(
     return Routers(
         source=source,
         texts=len(asks),
-        tokens=sum(len(text.tokens) for text in tokens),
+        tokens=sum(len(text.tokens) for text in texts),
         health=tuple(health_of(models, states)),
         perplexity={name: perplexity(each) for name, each in surprises.items()},
     )
