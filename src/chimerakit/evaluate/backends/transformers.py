@@ -24,7 +24,7 @@ class Transformers:
     def __init__(self, path: Path, *, batch: int):
         try:
             import torch
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
             from transformers.utils import logging
         except ImportError as e:
             raise MissingExtraError(e.name or "transformers", "eval") from e
@@ -44,6 +44,11 @@ class Transformers:
         self.model: Any = (model.float() if device == "cpu" else model).to(device).eval()
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        # It takes the place of the model's own: what a config given to generate() leaves open is filled in from there.
+        told = self.model.generation_config
+        self.model.generation_config = GenerationConfig(
+            bos_token_id=told.bos_token_id, eos_token_id=told.eos_token_id, pad_token_id=self.tokenizer.pad_token_id
+        )
 
     def answer(self, asks: Sequence[Ask], settings: Settings) -> Iterator[tuple[Ask, Generated]]:
         """Batches of questions of about the same length, so that little is padded."""
@@ -80,10 +85,6 @@ class Transformers:
                 **{name: inputs[name] for name in ("input_ids", "attention_mask")},
                 max_new_tokens=settings.max_tokens,
                 do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self.tokenizer.pad_token_id,
                 **options,
             )
         seconds = time.monotonic() - begun
