@@ -89,7 +89,7 @@ class Model(Struct, frozen=True):
     texts: str
     """xxh3-128 over config, tokenizer and templates; empty for a server whose checkpoint was not named."""
     engine: str
-    """transformers, llama.cpp, or the server's address."""
+    """transformers (in float32, on a CPU), transformers as stored on a GPU, llama.cpp, or the server's address."""
 
 
 # -------------------------------------------------------------------------------------- what an answer shows

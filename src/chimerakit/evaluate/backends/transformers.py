@@ -7,6 +7,7 @@ else is in its batch, and a call that goes on after an interruption draws what t
 
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ class Transformers:
         self._torch = torch
         self._path = path
         self._batch = batch
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if is_on_gpu() else "cpu"
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path, padding_side="left")
             # On a CPU float32: what is stored in fewer bits is exact in it, and nothing is rounded on the way.
@@ -118,6 +119,17 @@ class Transformers:
             found = self.tokenizer.decode(tokens[:middle], skip_special_tokens=False).count(closes)
             low, high = (low, middle) if found >= wanted else (middle + 1, high)
         return low
+
+
+def is_on_gpu() -> bool:
+    """Whether models are loaded onto a GPU, in the numbers that they are stored in; else they are float32."""
+    try:
+        if version("torch").endswith("+cpu"):  # a build that never sees one; known without loading it for seconds
+            return False
+        import torch
+    except ImportError:  # nothing can be loaded, but answers that are kept can be measured
+        return False
+    return bool(torch.cuda.is_available())
 
 
 class _Drawn:
