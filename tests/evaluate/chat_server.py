@@ -27,6 +27,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize" and self.server.tokenize is not None:
+            self.server.tokenize(self, body["content"])
+            return
         if not self.path.endswith("/chat/completions"):
             self.send(404, {"error": "no such place"})
             return
@@ -76,6 +79,8 @@ class ChatServer(ThreadingHTTPServer):
         self.headers: list[dict[str, str]] = []
         self.models = ["tiny"]
         self.manner: Manner | None = None
+        self.tokenize: Callable[[Handler, str], None] | None = None
+        """What becomes of a text whose tokens shall be counted; None if there is no such path."""
 
     def handle_error(self, *_: Any) -> None:
         """Who has left needs no answer."""

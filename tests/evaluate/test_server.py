@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -189,6 +190,118 @@ def test_garbage_is_no_answer(data: Any) -> None:
     """Of any shape."""
     with pytest.raises(GarbageError):
         generated_of(data, Settings(), 1.0, lambda _: None)
+
+
+# ------------------------------------------------------------------------------------------ counted
+
+
+def traces(output: Path) -> list[int]:
+    """The tokens of each trace, as they are kept."""
+    lines = (output / "m" / "t.jsonl").read_text().splitlines()
+    return [json.loads(line)["said"]["reasoning_tokens"] for line in lines if '"said"' in line]
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda handler: handler.send(503, b""),
+        lambda handler: handler.send(429, b"", {"Retry-After": "0"}),
+        lambda handler: handler.send(200, b"<html>a proxy's page</html>"),
+        lambda handler: handler.cut(),
+    ],
+)
+def test_a_count_that_fails_once_is_asked_for_again(
+    server: ChatServer, fail: Callable[[Handler], None], tmp_path: Path
+) -> None:
+    """And counting goes on: no trace's tokens are estimated."""
+    failed: list[str] = []
+
+    def tokenize(handler: Handler, text: str) -> None:
+        if len(failed) < 3:
+            failed.append(text)
+            fail(handler)
+        else:
+            handler.send(200, {"tokens": [1, 2]})
+
+    server.tokenize = tokenize
+    evaluated(server, tmp_path, Options(at_once=2, timeout=0.3))
+    assert len(failed) == 3
+    assert traces(tmp_path) == [2] * 40
+
+
+@pytest.mark.parametrize(
+    ("status", "data"), [(404, b"no"), (405, b"no"), (501, b"no"), (200, {"error": "no such path"}), (200, [])]
+)
+def test_a_server_that_does_not_count_is_asked_once(server: ChatServer, status: int, data: Any, tmp_path: Path) -> None:
+    """It says so; tokens are estimated."""
+    asked: list[str] = []
+
+    def tokenize(handler: Handler, text: str) -> None:
+        asked.append(text)
+        handler.send(status, data)
+
+    server.tokenize = tokenize
+    evaluated(server, tmp_path, Options(at_once=1, timeout=0.3))
+    assert len(asked) == 1
+    assert min(traces(tmp_path)) > 2
+
+
+def test_a_text_that_a_server_refuses_to_count_is_estimated_alone(server: ChatServer, tmp_path: Path) -> None:
+    """Others are counted."""
+
+    def tokenize(handler: Handler, text: str) -> None:
+        handler.send(400, b"too long") if "7+7" in text else handler.send(200, {"count": 2})
+
+    server.tokenize = tokenize
+    evaluated(server, tmp_path)
+    assert sorted(traces(tmp_path))[:36] == [2] * 36
+    assert min(sorted(traces(tmp_path))[36:]) > 2
+
+
+def test_counts_that_never_come_end_the_call(server: ChatServer, tmp_path: Path) -> None:
+    """An estimate among counts would be seen by nobody; the next call asks for what is missing."""
+    server.tokenize = lambda handler, text: handler.send(503, b"")
+    with pytest.raises(
+        EndpointError, match=r"/tokenize: the server does not answer\n.*503 Service Unavailable, 2 times"
+    ):
+        evaluated(server, tmp_path, Options(at_once=2, timeout=0.3, retries=1))
+    server.tokenize = lambda handler, text: handler.send(200, {"count": 2})
+    evaluated(server, tmp_path)
+    assert traces(tmp_path) == [2] * 40
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("7", 7),
+        ("0", 0),
+        ("-3", 0),
+        ("1800", 1800),
+        ("86400", 3600),
+        ("inf", 3600),
+        ("Mon, 23 Nov 2026 12:10:00 GMT", 600),
+        ("Sun, 22 Nov 2026 12:00:00 GMT", 0),
+        ("Mon, 23 Nov 2037 12:00:00 GMT", 3600),
+    ],
+)
+def test_a_server_is_left_alone_as_long_as_it_asks(
+    server: ChatServer, said: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By seconds or by a date, an hour at most; what can't be read is no time."""
+    slept: list[float] = []
+    clock = SimpleNamespace(sleep=slept.append, time=lambda: 1795435200.0)  # 2026-11-23 12:00 UTC
+    monkeypatch.setattr(servers, "time", clock)
+
+    def manner(handler: Handler, question: str) -> bool:
+        handler.send(429, b"", {"Retry-After": said})
+        return True
+
+    server.manner = manner
+    http = servers.Http(server.address, retries=1)
+    with pytest.raises(EndpointError, match="429 Too Many Requests, 2 times"):
+        http.post("/chat/completions", {"messages": [{"content": "?"}]})
+    http.close()
+    assert slept == [seconds]
 
 
 # ------------------------------------------------------------------------------------------- killed
