@@ -86,7 +86,7 @@ def test_a_changed_question_is_asked_again(tmp_path: Path) -> None:
         ({"model": Model("m", "other", "t", "transformers")}, "weights: 'w', not 'other'"),
         ({"model": Model("m", "w", "t", "llama.cpp")}, "engine: 'transformers', not 'llama.cpp'"),
         ({"settings": Settings(temperature=0.6)}, r"temperature: 0\.0, not 0\.6"),
-        ({"settings": Settings(max_tokens=9)}, "max_tokens: 1024, not 9"),
+        ({"settings": Settings(max_tokens=9)}, "max_tokens: 4096, not 9"),
         ({"task": msgspec.structs.replace(TASK, system="Be brief.")}, "questions: another"),
     ],
 )

@@ -352,6 +352,16 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_asked_twice(
     assert json.loads(out)["measurements"][0]["accuracy"]["value"] == 1
 
 
+def test_the_command_asks_for_as_many_tokens_as_the_library(server: ChatServer, tmp_path: Path) -> None:
+    """So that the one goes on with the other's answers."""
+    lines = [{"id": p.id, "question": p.question, "answer": p.answer} for p in TASK.problems]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluated(server, tmp_path / "out")
+    arguments = ["evaluate", f"m={server.address}", "--task", str(tmp_path / "t.jsonl"), "--scorer", "numeric"]
+    app([*arguments, "-o", str(tmp_path / "out"), "--quiet"], standalone_mode=False)
+    assert sum(server.asked.values()) == 40
+
+
 def test_the_command_says_what_was_measured(
     server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from chimerakit.defaults import MAX_TOKENS
+
 # -------------------------------------------------------------------------------------------- what is asked
 
 
@@ -44,7 +46,7 @@ class Settings(Struct, frozen=True):
     temperature: float = 0.0
     """0 is greedy."""
     top_p: float = 1.0
-    max_tokens: int = 1024
+    max_tokens: int = MAX_TOKENS
     seed: int = 0
     """Of sampled answers: each has one of its own, made of this, the problem and the number of the sample."""
     opens: str = "<think>"
