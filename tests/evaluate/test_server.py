@@ -176,6 +176,22 @@ def test_reasoning_is_what_the_server_says_or_the_tags(
     assert (said.text, said.reasoning, said.reasoning_tokens) == expected
 
 
+def test_traces_that_a_template_opens_are_known_when_they_are_cut_off(server: ChatServer, tmp_path: Path) -> None:
+    """By the closing tags of other answers, though the server neither shows its prompts nor cuts traces out."""
+
+    def manner(handler: Handler, question: str) -> bool:
+        is_cut = question.startswith("3")  # 11 of the 40
+        message = {"content": "3+3=" if is_cut else f"so</think>{question[-1]}"}
+        choice = {"message": message, "finish_reason": "length" if is_cut else "stop"}
+        handler.send(200, {"choices": [choice], "usage": {"completion_tokens": 8}})
+        return True
+
+    server.manner = manner
+    (measured,) = evaluated(server, tmp_path).measurements
+    assert (measured.trace_rate.value, measured.closed) == (1, 29 / 40)
+    assert (measured.truncated, measured.closed_only) == (11 / 40, 29 / 40)
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -116,6 +116,7 @@ class Answer(Struct, frozen=True):
     is_empty: bool
     """A trace with nothing in it."""
     is_opened_by_prompt: bool | None
+    """None where that is neither seen nor to be concluded from other answers."""
     is_truncated: bool
     """It did not end by itself."""
     is_looping: bool
