@@ -16,9 +16,10 @@ import pytest
 from chimerakit.cli.app import app
 from chimerakit.errors import EndpointError
 from chimerakit.evaluate import Options, Subject, evaluate_models
+from chimerakit.evaluate.backends import llama_cpp
 from chimerakit.evaluate.backends import server as servers
 from chimerakit.evaluate.backends.chat import GarbageError, generated_of
-from chimerakit.evaluate.records import Evaluation, Problem, Scorer, Settings, Task
+from chimerakit.evaluate.records import Ask, Evaluation, Problem, Scorer, Settings, Task
 from tests.effort import examples
 from tests.evaluate.chat_server import ChatServer, Handler, naughty, serving
 
@@ -174,6 +175,29 @@ def test_reasoning_is_what_the_server_says_or_the_tags(
     data = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
     said = generated_of(data, Settings(), 1.0, lambda _: None)
     assert (said.text, said.reasoning, said.reasoning_tokens) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "is_opened"),
+    [
+        ({"prompt": "<user>?<assistant><think>"}, True),
+        ({"prompt": "<user>?<assistant><think>\n"}, True),
+        ({"prompt": "<user><think>?<assistant>"}, False),
+        ({"prompt": None}, None),
+        ({"error": "no template"}, None),
+        (["<think>"], None),
+        (None, None),
+    ],
+)
+def test_whether_a_template_opens_the_trace_is_seen_in_a_prompt_of_llama_cpps(
+    server: ChatServer, said: Any, is_opened: bool | None
+) -> None:
+    """At its end; nobody knows where there is none."""
+    server.template = said
+    http = servers.Http(server.address, retries=0)
+    assert llama_cpp._is_opened(http, [Ask("1", 0, 0, "Be brief.", "?")], Settings()) is is_opened
+    assert llama_cpp._is_opened(http, [], Settings()) is None
+    http.close()
 
 
 def test_traces_that_a_template_opens_are_known_when_they_are_cut_off(server: ChatServer, tmp_path: Path) -> None:
