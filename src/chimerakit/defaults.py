@@ -1,4 +1,4 @@
-"""Defaults that the library and the command line share. The command line shows them in its help and loads nothing for that."""
+"""Defaults that the library and the command line share. Its help shows them, so nothing is loaded for them."""
 
 MAX_TOKENS = 4096
 """Output tokens of an answer at most: room for reasoning."""

@@ -152,7 +152,7 @@ def test_a_checkpoint_without_weights_is_one_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("top_p", [0.3, 0.5, 0.9, 0.95, 1.0])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_drawn_from_are_the_fewest_likeliest_tokens_with_the_share(top_p: float, temperature: float) -> None:
-    """The most likely one always, then others until together they have the share; their logits are kept, the others' gone."""
+    """The most likely one always, then others until together they have the share; only these keep their logits."""
     import torch
 
     logits = np.random.default_rng(0).normal(scale=3, size=(5, 13)).astype(np.float32)

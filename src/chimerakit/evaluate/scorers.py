@@ -13,12 +13,13 @@ from fractions import Fraction
 from chimerakit.evaluate.records import Problem, Scorer
 
 _NUMBER = re.compile(
-    r"(?<![\w.)\]}])[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?(?:/[0-9]+(?![0-9]|\.[0-9]))?"
+    r"(?<![\w.)\]}])[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?"
+    r"(?:/[0-9]+(?![0-9]|\.[0-9]))?"
     r"|(?<![\w.)\]}])[-+]?\.[0-9]+"
     r"|[0-9]+(?:\.[0-9]+)?"
 )
-"""With a sign where none of an operation can be meant; behind a letter, a digit or a bracket without one. A full stop ends a
-fraction; decimals below the line make it none."""
+"""With a sign where none of an operation can be meant; behind a letter, a digit or a bracket without one. A full stop
+ends a fraction; decimals below the line make it none."""
 _MOST_DIGITS = 400
 
 
@@ -132,7 +133,7 @@ _FRACTION = re.compile(
 
 
 def _as_written(found: re.Match[str]) -> str:
-    """A fraction on one line: a mixed one as one fraction; a factor beside digits in brackets, so that they don't run together."""
+    """A fraction on one line: a mixed one as one fraction; beside other digits in brackets, lest they run together."""
     above, below = found[2] or found[3], found[4] or found[5]
     whole, line = found["whole"] or "", f"{above}/{below}"
     text, (start, end) = found.string, found.span()

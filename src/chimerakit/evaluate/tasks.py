@@ -200,7 +200,7 @@ def _answer(said: Any, mapped: Mapped, choices: list[tuple[str, str]], where: st
 
 
 def _right_choice(said: str | float, reading: _Reading | None, choices: list[tuple[str, str]], where: str) -> str:
-    """The letter of the right choice. Text is a label first, then a text; a number that could be two choices is refused."""
+    """The letter of the right choice. Text is a label, else a text; a number that could be two choices is refused."""
     found = _readings(said, choices)
     if reading is not None:
         found = {reading: found[reading]}

@@ -57,14 +57,16 @@ def cut_trace(said: Generated, settings: Settings) -> Trace:
 
 
 def seems_opened(answers: Iterable[Generated], settings: Settings) -> bool:
-    """Whether the prompt's template seems to open traces, where a server neither says so nor cuts them out: if more than half of the
-    answers that ended by themselves close a trace that they did not open."""
+    """Whether the prompt's template seems to open traces, where a server neither says so nor cuts them out.
+
+    So it does if more than half of the answers that ended by themselves close a trace that they did not open.
+    """
     ended = [said for said in answers if said.is_ended]
     return 2 * sum(_closes_only(said, settings) for said in ended) > len(ended)
 
 
 def as_opened(said: Generated, settings: Settings) -> Generated:
-    """An answer to a prompt that seems to open the trace: one that was cut off before any tag is all trace, of which nothing shows."""
+    """An answer to a prompt that seems to open the trace: one that was cut off before any tag is all trace."""
     has_tag = settings.opens in said.text or settings.closes in said.text
     if said.is_ended or has_tag or said.opened is not None or (said.reasoning or "").strip():
         return said

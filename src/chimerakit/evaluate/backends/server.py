@@ -1,8 +1,9 @@
 """Any OpenAI-compatible server: vLLM, SGLang, llama-server, hosted ones.
 
 What may pass by itself (a lost connection, a time-out, 408, 409, 425, 429, 5xx, an answer that is none) is tried again, after
-pauses that double, or after the time that the server asks for, an hour at most. Anything else, or too many failures, ends the work with one
-error; answers that came before are kept by whoever asked. The key comes from the environment and is written nowhere.
+pauses that double, or after the time that the server asks for, an hour at most. Anything else, or too many failures,
+ends the work with one error; answers that came before are kept by whoever asked. The key comes from the environment and
+is written nowhere.
 """
 
 import math
@@ -201,8 +202,8 @@ class Server:
     def _count(self, text: str) -> int | None:
         """Tokens of a text, by llama-server's or vLLM's /tokenize, where a server has it.
 
-        One that says that it has none is not asked again, and one that refuses a text is asked for the next. What may pass is
-        waited for as for answers: an estimate among counts would be seen by nobody.
+        One that says that it has none is not asked again, and one that refuses a text is asked for the next. What may
+        pass is waited for as for answers: an estimate among counts would be seen by nobody.
         """
         if not self._can_count:
             return None

@@ -3,6 +3,9 @@
 Sampling is made greedy: to each token's logit, divided by the temperature, a Gumbel number is added that depends on the answer's
 own seed and on the place only (Gumbel, 1954: the largest is then a sample of the softmax). So an answer does not depend on what
 else is in its batch, and a call that goes on after an interruption draws what the whole one would have drawn.
+
+Of a checkpoint's generation_config.json only the special tokens are kept: with a repetition penalty, a shortest length
+or suppressed tokens out of it, greedy is not the likeliest token, and parents are decoded unlike each other.
 """
 
 import time
