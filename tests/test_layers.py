@@ -40,7 +40,7 @@ ROOMS = (
     {"stores"},
     {"records", "events"},
     {"dtypes"},
-    {"errors", "words", "_version"},
+    {"errors", "words", "defaults", "_version"},
 )
 """From the roof down. Who is in a room may import from it and from those below."""
 

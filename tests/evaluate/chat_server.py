@@ -27,6 +27,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize" and self.server.tokenize is not None:
+            self.server.tokenize(self, body["content"])
+            return
+        if self.path == "/apply-template" and self.server.template is not None:
+            self.send(200, self.server.template)
+            return
         if not self.path.endswith("/chat/completions"):
             self.send(404, {"error": "no such place"})
             return
@@ -76,6 +82,10 @@ class ChatServer(ThreadingHTTPServer):
         self.headers: list[dict[str, str]] = []
         self.models = ["tiny"]
         self.manner: Manner | None = None
+        self.tokenize: Callable[[Handler, str], None] | None = None
+        """What becomes of a text whose tokens shall be counted; None if there is no such path."""
+        self.template: Any = None
+        """What is answered for messages that shall be put as a prompt; None if there is no such path."""
 
     def handle_error(self, *_: Any) -> None:
         """Who has left needs no answer."""

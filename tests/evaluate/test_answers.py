@@ -1,15 +1,20 @@
 """Answers on disk: appended as they come, never mixed up, never lost."""
 
 import json
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from chimerakit.errors import OutputError
+from chimerakit.evaluate import Subject, evaluate_models, run
 from chimerakit.evaluate.answers import Kept
-from chimerakit.evaluate.records import Generated, Model, Problem, Scorer, Settings, Task
+from chimerakit.evaluate.backends import engine_of, transformers
+from chimerakit.evaluate.records import Ask, Generated, Model, Problem, Scorer, Settings, Task
 from chimerakit.evaluate.run import asks_of, count_missing
+from tests import synthetic
 
 MODEL = Model("m", "w", "t", "transformers")
 TASK = Task("t", tuple(Problem(str(n), f"{n}?", str(n)) for n in range(3)), Scorer("numeric"))
@@ -81,7 +86,7 @@ def test_a_changed_question_is_asked_again(tmp_path: Path) -> None:
         ({"model": Model("m", "other", "t", "transformers")}, "weights: 'w', not 'other'"),
         ({"model": Model("m", "w", "t", "llama.cpp")}, "engine: 'transformers', not 'llama.cpp'"),
         ({"settings": Settings(temperature=0.6)}, r"temperature: 0\.0, not 0\.6"),
-        ({"settings": Settings(max_tokens=9)}, "max_tokens: 1024, not 9"),
+        ({"settings": Settings(max_tokens=9)}, "max_tokens: 4096, not 9"),
         ({"task": msgspec.structs.replace(TASK, system="Be brief.")}, "questions: another"),
     ],
 )
@@ -92,6 +97,44 @@ def test_answers_of_somebody_else_are_not_mixed_in(change: dict[str, object], sa
     with pytest.raises(OutputError, match=says):
         again(tmp_path / "t.jsonl", **change)  # type: ignore[arg-type]
     assert (tmp_path / "t.jsonl").read_bytes() == before
+
+
+def test_answers_of_a_gpu_are_not_gone_on_with_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the other way round: the numbers in which the model computed are others, and so are some answers."""
+    checkpoint = synthetic.make(tmp_path / "m", 0, "bf16")
+
+    def evaluate() -> None:
+        evaluate_models([Subject("m", checkpoint)], [TASK], tmp_path / "out")
+
+    class Fake:
+        def answer(self, asks: Sequence[Ask], settings: Settings) -> Iterator[tuple[Ask, Generated]]:
+            return ((ask, Generated(ask.problem, 1, True)) for ask in asks)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(run, "load_backend", lambda path, at_once: Fake())
+    for there, here in ((True, False), (False, True)):
+        monkeypatch.setattr(transformers, "is_on_gpu", lambda there=there: there)
+        evaluate()
+        evaluate()
+        monkeypatch.setattr(transformers, "is_on_gpu", lambda here=here: here)
+        with pytest.raises(OutputError, match=r"engine: 'transformers.*', not 'transformers.*'"):
+            evaluate()
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_the_engine_on_a_cpu_has_its_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So have committed results; whether there is a GPU is torch's word."""
+    checkpoint = synthetic.make(tmp_path / "m", 0, "bf16")
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(transformers, "version", lambda package: "2.13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert engine_of(checkpoint) == "transformers"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert engine_of(checkpoint) == "transformers, as stored, on a GPU"
+    monkeypatch.setattr(transformers, "version", lambda package: "2.13.0+cpu")
+    assert engine_of(checkpoint) == "transformers"
 
 
 @pytest.mark.parametrize("text", ["notes of mine\n", '{"a": 1}\n'])

@@ -1,5 +1,6 @@
 """Engines: the same child in transformers, in llama.cpp and behind a real server says the same; sampling depends on seeds only."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from chimerakit.evaluate import Options, Subject, evaluate_models, load_task
 from chimerakit.evaluate.backends import load_backend
 from chimerakit.evaluate.backends.llama_cpp import LlamaCpp
 from chimerakit.evaluate.backends.server import Server
-from chimerakit.evaluate.backends.transformers import Transformers, draw
+from chimerakit.evaluate.backends.transformers import Transformers, _Drawn, draw
 from chimerakit.evaluate.records import Ask, Generated, Settings
 from chimerakit.evaluate.run import asks_of
 from chimerakit.merge import merge_parents
@@ -99,6 +100,34 @@ def test_sampling_at_a_low_temperature_is_greedy() -> None:
     assert [said.text for said in answers(model, wanted, Settings(temperature=1e-4, max_tokens=160))] == greedy
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_checkpoints_generation_config_changes_no_answer(temperature: float, tmp_path: Path) -> None:
+    """Penalties, lengths, suppressed tokens and settings of sampling stay out; where answers end is kept."""
+    shutil.copytree(FAMILY / "v3-like", tmp_path / "m")
+    file = tmp_path / "m" / "generation_config.json"
+    theirs = {
+        "repetition_penalty": 5.0,
+        "no_repeat_ngram_size": 1,
+        "min_new_tokens": 30,
+        "suppress_tokens": list(range(20, 30)),
+        "begin_suppress_tokens": list(range(3, 20)),
+        "forced_eos_token_id": 5,
+        "max_length": 3,
+        "num_beams": 3,
+        "do_sample": True,
+        "temperature": 3.0,
+        "top_k": 5,
+        "stop_strings": ["1"],
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | theirs))
+    settings = Settings(temperature=temperature, max_tokens=40)
+    plain, changed = (Transformers(path, batch=4) for path in (FAMILY / "v3-like", tmp_path / "m"))
+    wanted = answers(plain, asks(4), settings)
+    found = answers(changed, asks(4), settings)
+    assert [(said.text, said.is_ended) for said in found] == [(said.text, said.is_ended) for said in wanted]
+    assert any(said.is_ended for said in found)
+
+
 def test_a_real_server_is_evaluated(served: str, tmp_path: Path) -> None:
     """Through the whole command's code; a second call needs the server for nothing but its model's name."""
     task = load_task(FAMILY / "task.yaml", count=10)
@@ -118,6 +147,32 @@ def test_a_checkpoint_without_weights_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "m" / "config.json").write_text("{}")
     with pytest.raises(ChimerakitError, match="transformers can't load it"):
         load_backend(tmp_path / "m", at_once=1)
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.5, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_drawn_from_are_the_fewest_likeliest_tokens_with_the_share(top_p: float, temperature: float) -> None:
+    """The most likely one always, then others until together they have the share; only these keep their logits."""
+    import torch
+
+    logits = np.random.default_rng(0).normal(scale=3, size=(5, 13)).astype(np.float32)
+    logits[0], logits[1, 4] = 0, 50  # all alike; one that has nearly everything
+    drawn = _Drawn([1, 2, 3, 4, 5], 3, Settings(temperature=temperature, top_p=top_p))
+    found = drawn(torch.zeros(5, 5, dtype=torch.long), torch.from_numpy(logits)).numpy()
+    for row, seed in enumerate([1, 2, 3, 4, 5]):
+        scaled = logits[row].astype(np.float64) / temperature
+        shares = np.exp(scaled - scaled.max()) / np.exp(scaled - scaled.max()).sum()
+        kept: list[int] = []
+        mass = 0.0
+        for token in np.argsort(-shares, kind="stable").tolist():
+            if not kept or mass < top_p or top_p == 1:
+                kept.append(token)
+            mass += shares[token]
+        if row == 0:  # which of equal ones is nobody's business
+            assert np.isfinite(found[row]).sum() == len(kept)
+            continue
+        assert np.flatnonzero(np.isfinite(found[row])).tolist() == sorted(kept)
+        np.testing.assert_allclose(found[row][kept], (scaled + draw(seed, 2, 13))[kept], rtol=1e-5, atol=1e-5)
 
 
 def test_numbers_that_are_drawn_for_two_places_have_nothing_in_common() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from chimerakit.evaluate.records import Answer, Ask, Generated, Problem, Scorer, Settings
 from chimerakit.evaluate.score import score
-from chimerakit.evaluate.traces import is_looping
+from chimerakit.evaluate.traces import as_opened, is_looping, seems_opened
 
 PROBLEM = Problem("p", "3+4*2-5", "9")
 
@@ -70,6 +70,41 @@ def test_a_template_that_opens_the_trace_is_no_fault_of_the_answer() -> None:
     assert scored("<think>1</think>9", opened=True).is_opened_twice
     endless = scored("1+1 9", opened=True)
     assert (endless.has_trace, endless.is_closed, endless.text, endless.is_correct) == (True, False, "", False)
+
+
+CLOSED, PLAIN, CUT = Generated("1+1</think>9", 5, True), Generated("9", 5, True), Generated("1+1", 5, False)
+
+
+@pytest.mark.parametrize(
+    ("answers", "is_opened"),
+    [
+        ([CLOSED, CUT], True),
+        ([CLOSED, CLOSED, PLAIN, CUT], True),
+        ([CLOSED, PLAIN, CUT], False),
+        ([CUT], False),
+        ([PLAIN, CUT], False),
+        ([Generated("<think>1</think>9", 5, True)], False),
+        ([Generated("1</think>9", 5, True, opened=False)], False),
+        ([Generated("1</think>9", 5, True, reasoning="1")], False),
+        ([], False),
+    ],
+)
+def test_a_template_that_nobody_shows_is_known_by_what_answers_close(answers: list[Generated], is_opened: bool) -> None:
+    """More than half of those that ended."""
+    assert seems_opened(answers, Settings()) is is_opened
+
+
+def test_a_trace_that_such_a_template_opened_and_that_was_cut_off_is_one() -> None:
+    """All that was written; answers that show anything of a trace, or end, are left as they are."""
+    cut = as_opened(CUT, Settings())
+    answer = score(Ask("p", 0, 0, "", "?"), PROBLEM, cut, Scorer("numeric"), Settings())
+    assert (answer.has_trace, answer.is_closed, answer.reasoning, answer.text) == (True, False, "1+1", "")
+    assert (answer.reasoning_tokens, answer.is_truncated, answer.is_correct) == (5, True, False)
+    for said in (
+        *(CLOSED, PLAIN, Generated("1</think>9", 5, False), Generated("<think>1", 5, False)),
+        *(Generated("1", 5, False, opened=False), Generated("1", 5, False, reasoning="1")),
+    ):
+        assert as_opened(said, Settings()) is said
 
 
 def test_a_servers_reasoning_field_is_the_trace() -> None:

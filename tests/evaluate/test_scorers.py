@@ -1,5 +1,7 @@
 """Scorers, by tables of what models really write."""
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +51,15 @@ def right(kind: str, text: str, answer: str, choices: str = "", pattern: str = "
         ("1e999999999", "9", False),
         ("9" * 500, "9", False),
         ("5/0", "5", False),
+        ("The answer is 3/4.", "0.75", True),
+        ("The answer is 3/4.\n", "3/4", True),
+        ("The answer is 4/5.", "5", False),
+        ("(3/4).", "3/4", True),
+        ("Is it 3/4... yes", "3/4", True),
+        ("version 1/2.5", "2.5", True),  # decimals below the line make it no fraction
+        ("version 1/25.5", "25.5", True),
+        ("on 3/4/2020.", "2020", True),
+        ("1/25.", "0.04", True),
     ],
 )
 def test_the_last_number_counts_by_its_value(text: str, answer: str, is_correct: bool) -> None:
@@ -129,6 +140,20 @@ def test_the_letter_that_is_named_last_counts(text: str, answer: str, is_correct
         ("\\boxed{}", "9", False),
         ("9", "9", False),
         ("\\boxed{2^{10}}", "2^{10}", True),
+        ("\\boxed{2\\frac{1}{2}}", "\\frac{5}{2}", True),
+        ("\\boxed{2\\frac{1}{2}}", "\\frac{21}{2}", False),
+        ("\\boxed{\\frac{21}{2}}", "2\\frac{1}{2}", False),
+        ("\\boxed{2 \\frac{1}{2}}", "2.5", True),
+        ("\\boxed{2\\,\\dfrac12}", "2.5", True),
+        ("\\boxed{2 1/2}", "2.5", True),
+        ("\\boxed{21/2}", "10.5", True),
+        ("\\boxed{-1\\frac45}", "-1.8", True),
+        ("\\boxed{-1\\frac45}", "\\frac{-9}{5}", True),
+        ("\\boxed{x = 1\\frac{2}{3}}", "5/3", True),
+        ("\\boxed{2\\frac{21}{2}}", "\\frac{221}{2}", False),  # a product, if anything
+        ("\\boxed{1.5\\frac12}", "\\frac{1.51}{2}", False),
+        ("\\boxed{\\frac{1}{2}3}", "\\frac{1}{23}", False),
+        ("\\boxed{x\\frac{ 1 }{2}}", "x\\frac12", True),
     ],
 )
 def test_the_last_box_counts(text: str, answer: str, is_correct: bool) -> None:
@@ -154,6 +179,21 @@ def test_a_number_is_found_however_it_is_written(number: int) -> None:
     """With thousands separated, with decimals, behind words."""
     for text in (str(number), f"{number:,}", f"{number}.0", f"the answer is {number:,}.", f"={number}"):
         assert value_of(numbers_in(text)[-1]) == number
+
+
+@given(
+    st.integers(0, 500),
+    st.integers(0, 98),
+    st.integers(99, 200),
+    st.sampled_from(["", "-"]),
+    st.sampled_from(["", " "]),
+)
+def test_a_mixed_number_is_a_sum(whole: int, above: int, below: int, sign: str, gap: str) -> None:
+    """Of the whole and the fraction, both with the sign."""
+    value = (whole + Fraction(above, below)) * (-1 if sign else 1)
+    assert value_of(f"{sign}{whole}{gap}\\frac{{{above}}}{{{below}}}") == value
+    assert value_of(f"{sign}{whole} {above}/{below}") == value
+    assert value_of(f"\\frac{{{sign}{above}}}{{{below}}}") == Fraction(int(f"{sign}{above}"), below)
 
 
 @given(st.text(alphabet="\\boxed{} 12", max_size=60))

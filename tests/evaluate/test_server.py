@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ import pytest
 from chimerakit.cli.app import app
 from chimerakit.errors import EndpointError
 from chimerakit.evaluate import Options, Subject, evaluate_models
+from chimerakit.evaluate.backends import llama_cpp
 from chimerakit.evaluate.backends import server as servers
 from chimerakit.evaluate.backends.chat import GarbageError, generated_of
-from chimerakit.evaluate.records import Evaluation, Problem, Scorer, Settings, Task
+from chimerakit.evaluate.records import Ask, Evaluation, Problem, Scorer, Settings, Task
 from tests.effort import examples
 from tests.evaluate.chat_server import ChatServer, Handler, naughty, serving
 
@@ -176,6 +178,45 @@ def test_reasoning_is_what_the_server_says_or_the_tags(
 
 
 @pytest.mark.parametrize(
+    ("said", "is_opened"),
+    [
+        ({"prompt": "<user>?<assistant><think>"}, True),
+        ({"prompt": "<user>?<assistant><think>\n"}, True),
+        ({"prompt": "<user><think>?<assistant>"}, False),
+        ({"prompt": None}, None),
+        ({"error": "no template"}, None),
+        (["<think>"], None),
+        (None, None),
+    ],
+)
+def test_whether_a_template_opens_the_trace_is_seen_in_a_prompt_of_llama_cpps(
+    server: ChatServer, said: Any, is_opened: bool | None
+) -> None:
+    """At its end; nobody knows where there is none."""
+    server.template = said
+    http = servers.Http(server.address, retries=0)
+    assert llama_cpp._is_opened(http, [Ask("1", 0, 0, "Be brief.", "?")], Settings()) is is_opened
+    assert llama_cpp._is_opened(http, [], Settings()) is None
+    http.close()
+
+
+def test_traces_that_a_template_opens_are_known_when_they_are_cut_off(server: ChatServer, tmp_path: Path) -> None:
+    """By the closing tags of other answers, though the server neither shows its prompts nor cuts traces out."""
+
+    def manner(handler: Handler, question: str) -> bool:
+        is_cut = question.startswith("3")  # 11 of the 40
+        message = {"content": "3+3=" if is_cut else f"so</think>{question[-1]}"}
+        choice = {"message": message, "finish_reason": "length" if is_cut else "stop"}
+        handler.send(200, {"choices": [choice], "usage": {"completion_tokens": 8}})
+        return True
+
+    server.manner = manner
+    (measured,) = evaluated(server, tmp_path).measurements
+    assert (measured.trace_rate.value, measured.closed) == (1, 29 / 40)
+    assert (measured.truncated, measured.closed_only) == (11 / 40, 29 / 40)
+
+
+@pytest.mark.parametrize(
     "data",
     [
         None,
@@ -189,6 +230,118 @@ def test_garbage_is_no_answer(data: Any) -> None:
     """Of any shape."""
     with pytest.raises(GarbageError):
         generated_of(data, Settings(), 1.0, lambda _: None)
+
+
+# ------------------------------------------------------------------------------------------ counted
+
+
+def traces(output: Path) -> list[int]:
+    """The tokens of each trace, as they are kept."""
+    lines = (output / "m" / "t.jsonl").read_text().splitlines()
+    return [json.loads(line)["said"]["reasoning_tokens"] for line in lines if '"said"' in line]
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda handler: handler.send(503, b""),
+        lambda handler: handler.send(429, b"", {"Retry-After": "0"}),
+        lambda handler: handler.send(200, b"<html>a proxy's page</html>"),
+        lambda handler: handler.cut(),
+    ],
+)
+def test_a_count_that_fails_once_is_asked_for_again(
+    server: ChatServer, fail: Callable[[Handler], None], tmp_path: Path
+) -> None:
+    """And counting goes on: no trace's tokens are estimated."""
+    failed: list[str] = []
+
+    def tokenize(handler: Handler, text: str) -> None:
+        if len(failed) < 3:
+            failed.append(text)
+            fail(handler)
+        else:
+            handler.send(200, {"tokens": [1, 2]})
+
+    server.tokenize = tokenize
+    evaluated(server, tmp_path, Options(at_once=2, timeout=0.3))
+    assert len(failed) == 3
+    assert traces(tmp_path) == [2] * 40
+
+
+@pytest.mark.parametrize(
+    ("status", "data"), [(404, b"no"), (405, b"no"), (501, b"no"), (200, {"error": "no such path"}), (200, [])]
+)
+def test_a_server_that_does_not_count_is_asked_once(server: ChatServer, status: int, data: Any, tmp_path: Path) -> None:
+    """It says so; tokens are estimated."""
+    asked: list[str] = []
+
+    def tokenize(handler: Handler, text: str) -> None:
+        asked.append(text)
+        handler.send(status, data)
+
+    server.tokenize = tokenize
+    evaluated(server, tmp_path, Options(at_once=1, timeout=0.3))
+    assert len(asked) == 1
+    assert min(traces(tmp_path)) > 2
+
+
+def test_a_text_that_a_server_refuses_to_count_is_estimated_alone(server: ChatServer, tmp_path: Path) -> None:
+    """Others are counted."""
+
+    def tokenize(handler: Handler, text: str) -> None:
+        handler.send(400, b"too long") if "7+7" in text else handler.send(200, {"count": 2})
+
+    server.tokenize = tokenize
+    evaluated(server, tmp_path)
+    assert sorted(traces(tmp_path))[:36] == [2] * 36
+    assert min(sorted(traces(tmp_path))[36:]) > 2
+
+
+def test_counts_that_never_come_end_the_call(server: ChatServer, tmp_path: Path) -> None:
+    """An estimate among counts would be seen by nobody; the next call asks for what is missing."""
+    server.tokenize = lambda handler, text: handler.send(503, b"")
+    with pytest.raises(
+        EndpointError, match=r"/tokenize: the server does not answer\n.*503 Service Unavailable, 2 times"
+    ):
+        evaluated(server, tmp_path, Options(at_once=2, timeout=0.3, retries=1))
+    server.tokenize = lambda handler, text: handler.send(200, {"count": 2})
+    evaluated(server, tmp_path)
+    assert traces(tmp_path) == [2] * 40
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("7", 7),
+        ("0", 0),
+        ("-3", 0),
+        ("1800", 1800),
+        ("86400", 3600),
+        ("inf", 3600),
+        ("Mon, 23 Nov 2026 12:10:00 GMT", 600),
+        ("Sun, 22 Nov 2026 12:00:00 GMT", 0),
+        ("Mon, 23 Nov 2037 12:00:00 GMT", 3600),
+    ],
+)
+def test_a_server_is_left_alone_as_long_as_it_asks(
+    server: ChatServer, said: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By seconds or by a date, an hour at most; what can't be read is no time."""
+    slept: list[float] = []
+    clock = SimpleNamespace(sleep=slept.append, time=lambda: 1795435200.0)  # 2026-11-23 12:00 UTC
+    monkeypatch.setattr(servers, "time", clock)
+
+    def manner(handler: Handler, question: str) -> bool:
+        handler.send(429, b"", {"Retry-After": said})
+        return True
+
+    server.manner = manner
+    http = servers.Http(server.address, retries=1)
+    with pytest.raises(EndpointError, match="429 Too Many Requests, 2 times"):
+        http.post("/chat/completions", {"messages": [{"content": "?"}]})
+    http.close()
+    assert slept == [seconds]
 
 
 # ------------------------------------------------------------------------------------------- killed
@@ -237,6 +390,16 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_asked_twice(
     assert process.returncode == 0, err.decode()
     assert sorted(kept(file)) == sorted(questions)
     assert json.loads(out)["measurements"][0]["accuracy"]["value"] == 1
+
+
+def test_the_command_asks_for_as_many_tokens_as_the_library(server: ChatServer, tmp_path: Path) -> None:
+    """So that the one goes on with the other's answers."""
+    lines = [{"id": p.id, "question": p.question, "answer": p.answer} for p in TASK.problems]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluated(server, tmp_path / "out")
+    arguments = ["evaluate", f"m={server.address}", "--task", str(tmp_path / "t.jsonl"), "--scorer", "numeric"]
+    app([*arguments, "-o", str(tmp_path / "out"), "--quiet"], standalone_mode=False)
+    assert sum(server.asked.values()) == 40
 
 
 def test_the_command_says_what_was_measured(

@@ -65,6 +65,50 @@ def test_choices_get_letters(line: dict[str, Any], answer: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("choices", "said", "reading", "answer"),
+    [
+        (["8", "2", "24", "120"], 2, "index", "C"),  # MMLU
+        (["8", "2", "24", "120"], 2, "text", "B"),
+        (["8", "2", "24", "120"], "2", None, "B"),
+        (["8", "2", "24", "120"], "2", "index", "C"),
+        (["8", "2", "24", "120"], 3, None, "D"),
+        (["8", "2", "24", "120"], 24, None, "C"),
+        (["0", "1", "2"], 1, None, "B"),  # as an index and as a text
+        (["B", "A"], "A", None, "A"),  # a label goes before a text
+        (["B", "A"], "A", "text", "B"),
+        ({"label": ["1", "2"], "text": ["2", "1"]}, "1", None, "A"),  # ARC
+        ({"label": ["1", "2"], "text": ["2", "1"]}, "1", "text", "B"),
+        ({"label": ["1", "2"], "text": ["x", "y"]}, 2, None, "B"),
+        ({"label": ["1", "2"], "text": ["x", "y"]}, 1, "label", "A"),
+        ({"label": ["1", "2"], "text": ["x", "y"]}, 1, "index", "B"),
+    ],
+)
+def test_a_number_is_an_index_or_what_the_mapping_says(
+    choices: Any, said: Any, reading: str | None, answer: str, tmp_path: Path
+) -> None:
+    """Text is a label, else a text; an index only if that is said."""
+    mapping = "choices: c\nscorer: choice\n" + (f"answer_is: {reading}\n" if reading else "")
+    (problem,) = load_task(write(tmp_path, [{"question": "?", "answer": said, "c": choices}], mapping)).problems
+    assert problem.answer == answer
+
+
+@pytest.mark.parametrize(
+    ("choices", "said", "says"),
+    [
+        (["8", "2", "24", "120"], 2, r"2: C as an index from 0, B as a text\n.*answer_is: index\|label\|text"),
+        (["1", "2", "3", "4"], 1, "1: B as an index from 0, A as a text"),
+        ({"label": ["1", "2"], "text": ["x", "y"]}, 1, "1: B as an index from 0, A as a label"),
+        (["x", "y", "x"], "x", "'x': A and C as a text"),
+    ],
+)
+def test_an_answer_that_could_be_two_choices_is_refused(choices: Any, said: Any, says: str, tmp_path: Path) -> None:
+    """With every reading."""
+    file = write(tmp_path, [{"question": "?", "answer": said, "c": choices}], "choices: c\nscorer: choice\n")
+    with pytest.raises(TaskError, match=r"line 1: the answer could be several of the choices\n.*" + says):
+        load_task(file)
+
+
+@pytest.mark.parametrize(
     ("lines", "mapping", "says"),
     [
         ([], None, "holds no problems"),
@@ -78,6 +122,13 @@ def test_choices_get_letters(line: dict[str, Any], answer: str, tmp_path: Path) 
         ([{"question": "?", "answer": "x"}], "colour: red\n", "is no task: Object contains unknown field `colour`"),
         ([{"question": "?", "answer": "x"}], "answer_pattern: '#(.)'\n", "answer_pattern does not fit"),
         ([{"question": "?", "answer": "x", "c": ["a", "b"]}], "choices: c\n", "the answer is none of the choices"),
+        (
+            [{"question": "?", "answer": 5, "c": ["a", "b"]}],
+            "choices: c\nanswer_is: index\n",
+            "the answer is the index of none of the choices",
+        ),
+        ([{"question": "?", "answer": "x"}], "answer_is: index\n", "answer_is: says how one of choices is named"),
+        ([{"question": "?", "answer": "x", "c": ["a"]}], "choices: c\nanswer_is: it\n", "Invalid enum value 'it'"),
         ([{"question": "?", "answer": "x", "c": "ab"}], "choices: c\n", "choices must be a list"),
     ],
 )

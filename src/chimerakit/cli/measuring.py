@@ -17,6 +17,7 @@ from chimerakit.cli.flags import (
     nbytes_of,
     ranges_of,
 )
+from chimerakit.defaults import MAX_TOKENS
 
 if TYPE_CHECKING:
     from chimerakit.evaluate.records import Task
@@ -50,7 +51,7 @@ def evaluate(
     against: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Compare with this model; the first one unless said.")
     ] = None,
-    max_tokens: MaxTokens = 4096,
+    max_tokens: MaxTokens = MAX_TOKENS,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     samples: Samples = 1,
@@ -113,7 +114,7 @@ def sweep(
         list[str] | None,
         typer.Option(metavar="NAME", help="Compare with this parent or child; with all parents unless said."),
     ] = None,
-    max_tokens: MaxTokens = 4096,
+    max_tokens: MaxTokens = MAX_TOKENS,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     samples: Samples = 1,

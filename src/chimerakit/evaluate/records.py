@@ -7,6 +7,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from chimerakit.defaults import MAX_TOKENS
+
 # -------------------------------------------------------------------------------------------- what is asked
 
 
@@ -44,7 +46,7 @@ class Settings(Struct, frozen=True):
     temperature: float = 0.0
     """0 is greedy."""
     top_p: float = 1.0
-    max_tokens: int = 1024
+    max_tokens: int = MAX_TOKENS
     seed: int = 0
     """Of sampled answers: each has one of its own, made of this, the problem and the number of the sample."""
     opens: str = "<think>"
@@ -89,7 +91,7 @@ class Model(Struct, frozen=True):
     texts: str
     """xxh3-128 over config, tokenizer and templates; empty for a server whose checkpoint was not named."""
     engine: str
-    """transformers, llama.cpp, or the server's address."""
+    """transformers (in float32, on a CPU), transformers as stored on a GPU, llama.cpp, or the server's address."""
 
 
 # -------------------------------------------------------------------------------------- what an answer shows
@@ -114,6 +116,7 @@ class Answer(Struct, frozen=True):
     is_empty: bool
     """A trace with nothing in it."""
     is_opened_by_prompt: bool | None
+    """None where that is neither seen nor to be concluded from other answers."""
     is_truncated: bool
     """It did not end by itself."""
     is_looping: bool

@@ -33,6 +33,7 @@ from chimerakit.evaluate.routers import check_routers, health_of
 from chimerakit.evaluate.score import score
 from chimerakit.evaluate.summary import Answers, by_problem, differ, measure, perplexity, pick_examples
 from chimerakit.evaluate.tasks import check_name
+from chimerakit.evaluate.traces import as_opened, seems_opened
 from chimerakit.evaluate.wording import Wording, check_wordings
 from chimerakit.events import Advanced, Finished, Listener, Said, Started, ignore
 from chimerakit.formats import open_checkpoint
@@ -261,9 +262,12 @@ def _answer(
                 kept.keep(ask, said)
                 listener(Advanced(1, said.output_tokens))
             listener(Finished(work))
+        found = [kept.found[ask.problem, ask.sample] for ask in asks]
+        if seems_opened(found, settings):
+            found = [as_opened(said, settings) for said in found]
         scored = [
-            score(ask, problems[ask.problem], kept.found[ask.problem, ask.sample], task.scorer, settings)
-            for ask in asks
+            score(ask, problems[ask.problem], said, task.scorer, settings)
+            for ask, said in zip(asks, found, strict=True)
         ]
         return scored, len(missing)
     finally:

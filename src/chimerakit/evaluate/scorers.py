@@ -13,11 +13,13 @@ from fractions import Fraction
 from chimerakit.evaluate.records import Problem, Scorer
 
 _NUMBER = re.compile(
-    r"(?<![\w.)\]}])[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?(?:/[0-9]+(?![0-9.]))?"
+    r"(?<![\w.)\]}])[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?"
+    r"(?:/[0-9]+(?![0-9]|\.[0-9]))?"
     r"|(?<![\w.)\]}])[-+]?\.[0-9]+"
     r"|[0-9]+(?:\.[0-9]+)?"
 )
-"""With a sign where none of an operation can be meant; behind a letter, a digit or a bracket without one."""
+"""With a sign where none of an operation can be meant; behind a letter, a digit or a bracket without one. A full stop
+ends a fraction; decimals below the line make it none."""
 _MOST_DIGITS = 400
 
 
@@ -118,9 +120,28 @@ def plain_math(text: str) -> str:
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     text = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!,;: ]|\^\{?\\circ\}?", "", text)
     text = text.replace("{,}", ",").replace("\\%", "%").replace("\\$", "")
-    text = re.sub(r"\\frac\s*(?:\{(-?[0-9]+)\}|([0-9]))\s*(?:\{([0-9]+)\}|([0-9]))", r"\1\2/\3\4", text)
-    text = re.sub(r"^[A-Za-z]\s*=", "", text)
-    return re.sub(r"\s+", "", text)
+    text = re.sub(r"(?<=[0-9])\s+([0-9]+)/([0-9]+)", r"\\frac{\1}{\2}", text)  # 2 1/2 is not 21/2
+    text = re.sub(r"^[A-Za-z]=", "", re.sub(r"\s+", "", text))
+    return _FRACTION.sub(_as_written, text)
+
+
+_FRACTION = re.compile(
+    rf"(?P<whole>(?<![\w.,)\]}}^/])[0-9]{{1,{_MOST_DIGITS}}})?"
+    rf"\\frac(?:\{{(-?[0-9]{{1,{_MOST_DIGITS}}})\}}|([0-9]))(?:\{{([0-9]{{1,{_MOST_DIGITS}}})\}}|([0-9]))"
+)
+"""A fraction in LaTeX, with the whole number that it is mixed with."""
+
+
+def _as_written(found: re.Match[str]) -> str:
+    """A fraction on one line: a mixed one as one fraction; beside other digits in brackets, lest they run together."""
+    above, below = found[2] or found[3], found[4] or found[5]
+    whole, line = found["whole"] or "", f"{above}/{below}"
+    text, (start, end) = found.string, found.span()
+    if whole and not text[end : end + 1].isdigit() and 0 <= int(above) < int(below):
+        return f"{int(whole) * int(below) + int(above)}/{below}"
+    if whole or re.match(r"[0-9.,]", text[start - 1 : start]) or text[end : end + 1].isdigit():
+        return f"{whole}({line})"
+    return line
 
 
 def _without_fonts(text: str) -> str:

@@ -7,6 +7,7 @@ TASK.yaml     file: gsm8k-test.jsonl        where they lie, from this file's fol
               answer_pattern: "#### (.*)"   ... or what of it is the answer
               id: id                        a field; without one, the number of the line
               choices: choices              a field with a list of choices, or {label: [...], text: [...]}
+              answer_is: index              with choices: index (from 0), label or text, where a number could be several
               scorer: numeric               exact, numeric, choice, boxed, or {regex: "..."}
               system: You are ...
 """
@@ -14,7 +15,7 @@ TASK.yaml     file: gsm8k-test.jsonl        where they lie, from this file's fol
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct
@@ -29,6 +30,7 @@ from chimerakit.stores.local import read_file
 _MAX_FILE = 256 << 20
 _PLACE = re.compile(r"\{([\w.]+)\}")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_Reading = Literal["index", "label", "text"]
 _KINDS = tuple(kind for kind in get_args(Scorer.__annotations__["kind"]) if kind != "regex")
 
 
@@ -41,6 +43,7 @@ class Mapped(Struct, frozen=True, forbid_unknown_fields=True):
     answer_pattern: str | None = None
     id: str | None = "id"
     choices: str | None = None
+    answer_is: _Reading | None = None
     scorer: str | dict[str, str] = "exact"
     system: str = ""
     name: str | None = None
@@ -55,6 +58,8 @@ def load_task(path: Path, *, scorer: str | None = None, count: int | None = None
     found = _scorer(mapped.scorer if scorer is None else scorer, path)
     if mapped.answer_pattern is not None:
         _check_pattern(mapped.answer_pattern, "answer_pattern", path)
+    if mapped.answer_is is not None and mapped.choices is None:
+        raise TaskError("answer_is: says how one of choices is named", where=path, expected="choices: FIELD")
     problems = _problems(path.parent / mapped.file, mapped, found, count)
     if found.kind == "numeric" and (wrong := next((p for p in problems if value_of(p.answer) is None), None)):
         raise TaskError(
@@ -183,12 +188,7 @@ def _answer(said: Any, mapped: Mapped, choices: list[tuple[str, str]], where: st
     if isinstance(said, bool) or not isinstance(said, str | int | float):
         raise TaskError("the answer is neither text nor a number", where=where, found=repr(said)[:200])
     if choices:
-        for number, names in enumerate(choices):
-            if str(said).strip() in names:
-                return _LETTERS[number]
-        if isinstance(said, int) and 0 <= said < len(choices):
-            return _LETTERS[said]
-        raise TaskError("the answer is none of the choices", where=where, found=repr(said)[:200])
+        return _right_choice(said, mapped.answer_is, choices, where)
     text = str(said)
     if mapped.answer_pattern is not None:
         matches = list(re.finditer(mapped.answer_pattern, text))
@@ -197,3 +197,42 @@ def _answer(said: Any, mapped: Mapped, choices: list[tuple[str, str]], where: st
             raise TaskError("answer_pattern does not fit the answer", where=where, found=repr(text)[:200])
         text = found
     return text.strip()
+
+
+def _right_choice(said: str | float, reading: _Reading | None, choices: list[tuple[str, str]], where: str) -> str:
+    """The letter of the right choice. Text is a label, else a text; a number that could be two choices is refused."""
+    found = _readings(said, choices)
+    if reading is not None:
+        found = {reading: found[reading]}
+    elif isinstance(said, str):
+        found = {"label": found["label"]} if found["label"] else {"text": found["text"]}
+    letters = {letter for each in found.values() for letter in each}
+    if not letters:
+        raise TaskError(
+            f"the answer is {'none' if reading is None else f'the {reading} of none'} of the choices",
+            where=where,
+            found=repr(said)[:200],
+            do="text is never an index unless the mapping says answer_is: index" if reading is None else "",
+        )
+    if len(letters) > 1:
+        ways = [f"{' and '.join(each)} as {_AS[name]}" for name, each in found.items() if each]
+        raise TaskError(
+            "the answer could be several of the choices",
+            where=where,
+            found=f"{repr(said)[:100]}: {', '.join(ways)}",
+            do="write what it is in the mapping, answer_is: index|label|text" if len(ways) > 1 else "name it otherwise",
+        )
+    return letters.pop()
+
+
+_AS: dict[_Reading, str] = {"index": "an index from 0", "label": "a label", "text": "a text"}
+
+
+def _readings(said: str | float, choices: list[tuple[str, str]]) -> dict[_Reading, list[str]]:
+    """The letters that an answer names, in each way in which one can be named."""
+    name = str(said).strip()
+    return {
+        "index": [letter for number, letter in enumerate(_LETTERS[: len(choices)]) if str(number) == name],
+        "label": [letter for letter, (label, _) in zip(_LETTERS, choices, strict=False) if label.strip() == name],
+        "text": [letter for letter, (_, text) in zip(_LETTERS, choices, strict=False) if text.strip() == name],
+    }

@@ -1,6 +1,9 @@
 """What a model wrote -> its reasoning trace, what follows it, and what is odd. Pure functions of text."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+import msgspec
 
 from chimerakit.evaluate.records import Generated, Settings
 
@@ -51,6 +54,28 @@ def cut_trace(said: Generated, settings: Settings) -> Trace:
         is_closed_only=not is_opened,
         is_opened_twice=num_openings > 1,
     )
+
+
+def seems_opened(answers: Iterable[Generated], settings: Settings) -> bool:
+    """Whether the prompt's template seems to open traces, where a server neither says so nor cuts them out.
+
+    So it does if more than half of the answers that ended by themselves close a trace that they did not open.
+    """
+    ended = [said for said in answers if said.is_ended]
+    return 2 * sum(_closes_only(said, settings) for said in ended) > len(ended)
+
+
+def as_opened(said: Generated, settings: Settings) -> Generated:
+    """An answer to a prompt that seems to open the trace: one that was cut off before any tag is all trace."""
+    has_tag = settings.opens in said.text or settings.closes in said.text
+    if said.is_ended or has_tag or said.opened is not None or (said.reasoning or "").strip():
+        return said
+    return msgspec.structs.replace(said, opened=True, reasoning_tokens=said.output_tokens)
+
+
+def _closes_only(said: Generated, settings: Settings) -> bool:
+    before, closes, _ = said.text.partition(settings.closes)
+    return bool(closes) and settings.opens not in before and said.opened is None and not (said.reasoning or "").strip()
 
 
 def is_looping(text: str) -> bool:

@@ -26,6 +26,16 @@ class Text(Struct, frozen=True):
         return self.prompt + self.answer
 
 
+def prompt_of(tokenizer: Any, ask: Ask, path: Path) -> str:
+    """A question as a tokenizer's chat template puts it. Raises CheckpointError."""
+    messages = [{"role": "system", "content": ask.system}] if ask.system else []
+    messages.append({"role": "user", "content": ask.question})
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except Exception as e:  # a template may raise anything
+        raise CheckpointError(f"its chat template can't put the question: {e}", where=path) from e
+
+
 class Wording:
     """How a checkpoint words what it is asked."""
 
@@ -44,12 +54,7 @@ class Wording:
 
     def prompt(self, ask: Ask) -> str:
         """A question as the chat template puts it."""
-        messages = [{"role": "system", "content": ask.system}] if ask.system else []
-        messages.append({"role": "user", "content": ask.question})
-        try:
-            return str(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        except Exception as e:  # a template may raise anything
-            raise CheckpointError(f"its chat template can't put the question: {e}", where=self._path) from e
+        return prompt_of(self._tokenizer, ask, self._path)
 
     def text(self, ask: Ask, answer: str) -> Text:
         """A question as the chat template puts it, and an answer as it was written."""

@@ -25,8 +25,12 @@ class Backend(Protocol):
 
 
 def engine_of(path: Path) -> str:
-    """What runs a checkpoint."""
-    return "llama.cpp" if open_checkpoint(path).format == "gguf" else "transformers"
+    """What runs a checkpoint here, and in which numbers: answers of one engine are not mixed with another's."""
+    if open_checkpoint(path).format == "gguf":
+        return "llama.cpp"
+    from chimerakit.evaluate.backends.transformers import is_on_gpu
+
+    return "transformers, as stored, on a GPU" if is_on_gpu() else "transformers"  # the bare name is float32, on a CPU
 
 
 def load_backend(path: Path, *, at_once: int) -> Backend:

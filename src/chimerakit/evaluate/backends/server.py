@@ -1,16 +1,18 @@
 """Any OpenAI-compatible server: vLLM, SGLang, llama-server, hosted ones.
 
 What may pass by itself (a lost connection, a time-out, 408, 409, 425, 429, 5xx, an answer that is none) is tried again, after
-pauses that double, or after the time that the server asks for. Anything else, or too many failures, ends the work with one
-error; answers that came before are kept by whoever asked. The key comes from the environment and is written nowhere.
+pauses that double, or after the time that the server asks for, an hour at most. Anything else, or too many failures,
+ends the work with one error; answers that came before are kept by whoever asked. The key comes from the environment and
+is written nowhere.
 """
 
+import math
 import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from chimerakit.errors import EndpointError, MissingExtraError
@@ -18,9 +20,21 @@ from chimerakit.evaluate.backends.chat import GarbageError, body_of, generated_o
 from chimerakit.evaluate.records import Ask, Generated, Settings
 
 _PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})
+_ABSENT = frozenset({404, 405, 501})
+"""There is no such path, and there will be none."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 300.0
-"""Seconds."""
+"""Seconds, of pauses that double."""
+_LONGEST_WAIT = 3600.0
+"""Seconds, however long a server asks to wait: a slip in its clock shall not hold the work for days."""
 _PATH = "/chat/completions"
+
+
+class Said(NamedTuple):
+    """A response."""
+
+    status: int
+    data: Any
+    """What JSON it holds if the status is 200, else the beginning of its text."""
 
 
 class Http:
@@ -33,6 +47,7 @@ class Http:
             raise MissingExtraError("httpx2", "eval") from e
         self._errors = httpx2.HTTPError
         self.address = address.rstrip("/")
+        self._root = self.address.removesuffix("/v1")
         self._retries = retries
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         # One that takes no connection for so long is not there; how long an answer takes is another matter.
@@ -46,33 +61,42 @@ class Http:
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The same for any method."""
+        said = self._ask(method, self.address + path, body)
+        if said.status != 200:
+            raise EndpointError("the server refuses", where=self.address + path, found=f"{said.status} {said.data}")
+        return said.data
+
+    def ask_beside(self, path: str, body: Mapping[str, Any]) -> Said:
+        """What the server answers at a path that it may not have; the path is meant from the root, not from /v1."""
+        return self._ask("POST", self._root + path, body, final=_ABSENT)
+
+    def _ask(
+        self, method: str, url: str, body: Mapping[str, Any] | None, *, final: frozenset[int] = frozenset()
+    ) -> Said:
+        """The first response that will not pass by itself. final: what would pass elsewhere, but not here."""
         pause = _FIRST_PAUSE
         for attempt in range(self._retries + 1):
             try:
-                response = self._client.request(method, self.address + path, json=body)
+                response = self._client.request(method, url, json=body)
             except self._errors as e:
                 why, wait = f"{type(e).__name__}: {e}", None
             else:
                 if response.status_code == 200:
                     try:
-                        return response.json()
+                        return Said(200, response.json())
                     except ValueError:
                         why, wait = "an answer that is no JSON", None
-                elif response.status_code in _PASSING:
+                elif response.status_code in _PASSING - final:
                     why = f"{response.status_code} {response.reason_phrase}"
                     wait = _retry_after(response.headers.get("retry-after"))
                 else:
-                    raise EndpointError(
-                        "the server refuses",
-                        where=self.address + path,
-                        found=f"{response.status_code} {response.text[:300]}",
-                    )
+                    return Said(response.status_code, response.text[:300])
             if attempt < self._retries:
-                time.sleep(min(_LONGEST_PAUSE, pause * random.uniform(0.5, 1.5) if wait is None else wait))
+                time.sleep(min(_LONGEST_PAUSE, pause * random.uniform(0.5, 1.5)) if wait is None else wait)
                 pause *= 2
         raise EndpointError(
             "the server does not answer",
-            where=self.address + path,
+            where=url,
             found=f"{why}, {self._retries + 1} times",
             do="call again when it does: answers that came are kept, and only others are asked for",
         )
@@ -80,7 +104,7 @@ class Http:
     def try_post(self, path: str, body: Mapping[str, Any]) -> Any:
         """What the server answers, or None; asked once. The path is meant from the root, not from /v1."""
         try:
-            response = self._client.post(self.address.removesuffix("/v1") + path, json=body)
+            response = self._client.post(self._root + path, json=body)
             return response.json() if response.status_code == 200 else None
         except (self._errors, ValueError):
             return None
@@ -91,17 +115,17 @@ class Http:
 
 
 def _retry_after(said: str | None) -> float | None:
-    """Seconds that a server asks to wait: a number, or a date."""
+    """Seconds to wait as a server asks, by a number or a date; an hour at most."""
     if said is None:
         return None
     try:
-        return max(0.0, float(said))
+        seconds = float(said)
     except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
+        try:
+            seconds = parsedate_to_datetime(said).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return None if math.isnan(seconds) else min(max(0.0, seconds), _LONGEST_WAIT)
 
 
 def _key_in(variable: str) -> str | None:
@@ -176,12 +200,18 @@ class Server:
         return several_at_a_time(asks, work, self._at_once)
 
     def _count(self, text: str) -> int | None:
-        """Tokens of a text, by llama-server's or vLLM's /tokenize, where a server has it."""
+        """Tokens of a text, by llama-server's or vLLM's /tokenize, where a server has it.
+
+        One that says that it has none is not asked again, and one that refuses a text is asked for the next. What may
+        pass is waited for as for answers: an estimate among counts would be seen by nobody.
+        """
         if not self._can_count:
             return None
         body = {"model": self.model, "content": text, "prompt": text, "add_special": False, "add_special_tokens": False}
-        found = count_of(self._http.try_post("/tokenize", body))
-        self._can_count = found is not None
+        said = self._http.ask_beside("/tokenize", body)
+        found = count_of(said.data) if said.status == 200 else None
+        if found is None and said.status in {200, *_ABSENT}:
+            self._can_count = False
         return found
 
     def close(self) -> None:

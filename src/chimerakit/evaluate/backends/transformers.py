@@ -3,15 +3,20 @@
 Sampling is made greedy: to each token's logit, divided by the temperature, a Gumbel number is added that depends on the answer's
 own seed and on the place only (Gumbel, 1954: the largest is then a sample of the softmax). So an answer does not depend on what
 else is in its batch, and a call that goes on after an interruption draws what the whole one would have drawn.
+
+Of a checkpoint's generation_config.json only the special tokens are kept: with a repetition penalty, a shortest length
+or suppressed tokens out of it, greedy is not the likeliest token, and parents are decoded unlike each other.
 """
 
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chimerakit.errors import CheckpointError, MissingExtraError
 from chimerakit.evaluate.records import Ask, Generated, Settings
+from chimerakit.evaluate.wording import prompt_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +29,7 @@ class Transformers:
     def __init__(self, path: Path, *, batch: int):
         try:
             import torch
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
             from transformers.utils import logging
         except ImportError as e:
             raise MissingExtraError(e.name or "transformers", "eval") from e
@@ -33,7 +38,7 @@ class Transformers:
         self._torch = torch
         self._path = path
         self._batch = batch
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if is_on_gpu() else "cpu"
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path, padding_side="left")
             # On a CPU float32: what is stored in fewer bits is exact in it, and nothing is rounded on the way.
@@ -44,6 +49,11 @@ class Transformers:
         self.model: Any = (model.float() if device == "cpu" else model).to(device).eval()
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        # It takes the place of the model's own: what a config given to generate() leaves open is filled in from there.
+        told = self.model.generation_config
+        self.model.generation_config = GenerationConfig(
+            bos_token_id=told.bos_token_id, eos_token_id=told.eos_token_id, pad_token_id=self.tokenizer.pad_token_id
+        )
 
     def answer(self, asks: Sequence[Ask], settings: Settings) -> Iterator[tuple[Ask, Generated]]:
         """Batches of questions of about the same length, so that little is padded."""
@@ -59,12 +69,7 @@ class Transformers:
 
     def prompt(self, ask: Ask) -> str:
         """A question as the chat template puts it."""
-        messages = [{"role": "system", "content": ask.system}] if ask.system else []
-        messages.append({"role": "user", "content": ask.question})
-        try:
-            return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        except Exception as e:  # a template may raise anything
-            raise CheckpointError(f"its chat template can't put the question: {e}", where=self._path) from e
+        return prompt_of(self.tokenizer, ask, self._path)
 
     def _generate(self, prompts: Sequence[str], asks: Sequence[Ask], settings: Settings) -> list[Generated]:
         torch = self._torch
@@ -80,10 +85,6 @@ class Transformers:
                 **{name: inputs[name] for name in ("input_ids", "attention_mask")},
                 max_new_tokens=settings.max_tokens,
                 do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self.tokenizer.pad_token_id,
                 **options,
             )
         seconds = time.monotonic() - begun
@@ -117,6 +118,17 @@ class Transformers:
             found = self.tokenizer.decode(tokens[:middle], skip_special_tokens=False).count(closes)
             low, high = (low, middle) if found >= wanted else (middle + 1, high)
         return low
+
+
+def is_on_gpu() -> bool:
+    """Whether models are loaded onto a GPU, in the numbers that they are stored in; else they are float32."""
+    try:
+        if version("torch").endswith("+cpu"):  # a build that never sees one; known without loading it for seconds
+            return False
+        import torch
+    except ImportError:  # nothing can be loaded, but answers that are kept can be measured
+        return False
+    return bool(torch.cuda.is_available())
 
 
 class _Drawn:
