@@ -20,6 +20,7 @@ from chimerakit.merge import Merged, merge_parents
 from chimerakit.plan import make_plan
 from chimerakit.recipe import parse_recipe
 from chimerakit.records import Plan
+from chimerakit.runners.local import Threads
 
 R1T = "- {take: r1, components: routed_experts}"
 MIX = "- {mix: {r1: 0.75}, components: routed_experts}"
@@ -118,7 +119,7 @@ def leave_after(nbytes: int) -> Listener:
 def interrupt(plan: Plan, child: Path, *, after: int, **options: Any) -> set[int]:
     """Run a merge until it has written some bytes, then leave it; returns the jobs that have receipts."""
     with pytest.raises(LeftError):
-        merge_parents(plan, child, threads=1, listener=leave_after(after), **options)
+        merge_parents(plan, child, runner=Threads(1), listener=leave_after(after), **options)
     return receipts(child)
 
 

@@ -17,6 +17,7 @@ from chimerakit.manifest import read_manifest
 from chimerakit.merge import merge_parents
 from chimerakit.plan import make_jobs
 from chimerakit.records import Job, Plan
+from chimerakit.runners.local import Threads
 from tests import synthetic
 from tests.merging import MIX, MIX_ALL, R1T, contents, interrupt, plan_of, stored
 
@@ -684,13 +685,13 @@ def test_a_receipt_is_written_after_its_bytes_are_on_the_disk(
     def write(fd: int, data: memoryview, offset: int) -> int:
         if name_of(fd).endswith(".safetensors.part"):
             dirty.add(name_of(fd))
-        elif name_of(fd).removesuffix(".json.part").isdigit():
+        elif name_of(fd).partition(".json.")[0].isdigit():
             order.append(f"receipt with {len(dirty)} unsynced")
         return pwrite(fd, data, offset)
 
     monkeypatch.setattr(os, "pwrite", write)
     monkeypatch.setattr(os, "fsync", lambda fd: dirty.discard(name_of(fd)))
-    merge_parents(plan, tmp_path / "child", threads=1)
+    merge_parents(plan, tmp_path / "child", runner=Threads(1))
     assert order == ["receipt with 0 unsynced"] * len(plan.segments)
 
 

@@ -21,6 +21,7 @@ from chimerakit.merge import merge_parents
 from chimerakit.plan import make_plan
 from chimerakit.recipe import parse_recipe
 from chimerakit.records import Checkpoint, Findings, Plan, Recipe
+from chimerakit.runners.local import Threads
 from chimerakit.verify import verify_child
 from tests import naive, synthetic
 from tests.cli.test_app import flags, parse, run, run_on_terminal
@@ -117,7 +118,7 @@ def test_a_merge_with_a_delta_is_the_naive_one(
         shares = {"v3": round(1 - sum(mix.values()), 12)} | mix
         return {name: share for name, share in shares.items() if share}
 
-    merge_parents(plan, root / "child", threads=2)
+    merge_parents(plan, root / "child", runner=Threads(2))
     expected = naive.merge(paths, "v3", shares_of)
     found = {name: t for file in (root / "child").glob("*.safetensors") for name, t in load_file(file).items()}
     assert {n: naive.bytes_of(t) for n, t in found.items()} == {n: naive.bytes_of(t) for n, t in expected.items()}
@@ -235,7 +236,7 @@ def test_a_proof_measures_again(tmp_path: Path, family: dict[str, Path], delta: 
     assert manifest.recipe["rules"][0]["delta"] == delta
     for threads in (1, 4):
         events = list[Event]()
-        assert proof(tmp_path / "child", family, threads=threads, listener=events.append).ok
+        assert proof(tmp_path / "child", family, runner=Threads(threads), listener=events.append).ok
         assert [e.work for e in events if isinstance(e, Started)] == ["comparing", "proving"]
     events = list[Event]()
     assert verify_child(tmp_path / "child", listener=events.append).ok

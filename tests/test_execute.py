@@ -16,6 +16,7 @@ from chimerakit.merge import merge_parents
 from chimerakit.plan import make_jobs
 from chimerakit.plan.ranges import Run
 from chimerakit.records import Job, Receipt, Tensor
+from chimerakit.runners.local import Threads
 from chimerakit.stores.local import Buffer, Reader
 from tests import naive, synthetic
 from tests.merging import MIX, MIX_ALL, R1T, contents, merge, plan_of, receipts, stored, values
@@ -141,7 +142,7 @@ def test_neighbours_that_write_directly_share_pages(
     monkeypatch.setattr(os, "open", opening)
     monkeypatch.setattr("chimerakit.stores.part._DIRECT", 4096)
     monkeypatch.setattr("chimerakit.stores.part.STAGE", 3 * 4096)
-    merge_parents(plan_of(parents, rules, segment_nbytes=30_000), tmp_path / "cut", threads=4)
+    merge_parents(plan_of(parents, rules, segment_nbytes=30_000), tmp_path / "cut", runner=Threads(4))
     assert any(flags & os.O_DIRECT for flags in opened)
     found = {name: data for name, data in contents(tmp_path / "cut").items() if not name.startswith(".")}
     assert found == contents(tmp_path / "whole")  # what is hidden is not removed while os.open is not the system's
@@ -343,7 +344,7 @@ def test_a_failing_job_stops_the_others(tmp_path: Path) -> None:
     pair = poisoned_pair(tmp_path, "bf16", _set("model.layers.1.mlp.experts.0.gate_proj.weight", np.nan), ("r1",))
     plan = plan_of(pair, MIX, segment_nbytes=1)
     with pytest.raises(NonFiniteError):
-        merge_parents(plan, tmp_path / "child", threads=1)
+        merge_parents(plan, tmp_path / "child", runner=Threads(1))
     number = next(i for i, row in enumerate(plan.rows) if row.kind == "mix" and ".experts.0.gate" in row.unit)
     assert receipts(tmp_path / "child") == set(range(number))
 

@@ -11,6 +11,7 @@ from chimerakit.demo import Demo, find_family, run_demo
 from chimerakit.errors import CheckpointError
 from chimerakit.events import ignore
 from chimerakit.formats import open_checkpoint
+from chimerakit.runners.local import Threads
 from chimerakit.table import summarize, verify_table
 from chimerakit.verify import verify_child
 from tests import naive
@@ -115,7 +116,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """The demo's own code on 30 problems: the parents and two children."""
     output = tmp_path_factory.mktemp("demo")
     only = ("v3-like", "r1-like", "r1t", "three-quarters-fp8")
-    return run_demo(FAMILY, output, num_problems=30, threads=2, listener=ignore, only=only)
+    return run_demo(FAMILY, output, num_problems=30, runner=Threads(2), listener=ignore, only=only)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from chimerakit.explain import explain_child
 from chimerakit.formats import open_checkpoint
 from chimerakit.inspect import inspect_checkpoint
 from chimerakit.merge import merge_parents
+from chimerakit.runners.local import Threads
 from chimerakit.verify import verify_child
 from tests import llama_cpp
 from tests.merging import merge
@@ -204,7 +205,7 @@ def test_a_file_that_llama_cpp_refuses_is_named(family: dict[str, dict[str, Path
 @pytest.mark.slow
 def test_the_tour_of_quantised_parents_proves_its_children(tmp_path: Path) -> None:
     """`chimerakit demo --gguf` on a few problems: the picked child reasons as R1-like does."""
-    shown = run_demo(FAMILY, tmp_path, num_problems=10, threads=2, listener=ignore, gguf=True)
+    shown = run_demo(FAMILY, tmp_path, num_problems=10, runner=Threads(2), listener=ignore, gguf=True)
     assert shown.ok
     traces = {row.name: row.measurement.trace_rate.value for row in shown.rows}
     assert traces == {"v3-like-q4_k_m": 0, "r1-like-q4_k_m": 1, "r1t": 1, "three-quarters": traces["three-quarters"]}

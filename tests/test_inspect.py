@@ -18,6 +18,7 @@ from chimerakit.inspect.parts import fold_layers, join_parts, summarize
 from chimerakit.inspect.records import Census, Inspection, Part
 from chimerakit.plan.memory import MAX_MEMORY
 from chimerakit.records import Component
+from chimerakit.runners.local import Threads
 from chimerakit.stores import local
 from tests import synthetic
 from tests.merging import interrupt, merge, plan_of, stored, values
@@ -551,8 +552,8 @@ def test_a_listener_that_raises_stops_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_and_memory_change_no_figure(tmp_path: Path, threads: int) -> None:
     """The census is the same however it is taken; too little memory is refused before a weight is read."""
-    found = inspected(tmp_path, spoil, values=True, threads=threads, max_memory=MAX_MEMORY // 4)
+    found = inspected(tmp_path, spoil, values=True, runner=Threads(threads, MAX_MEMORY // 4))
     usual = inspected(tmp_path, spoil, values=True)
     assert (found.values, found.parts, found.findings) == (usual.values, usual.parts, usual.findings)
     with pytest.raises(PlanError, match="one job at a time takes up to"):
-        inspected(tmp_path, values=True, max_memory=1 << 20)
+        inspected(tmp_path, values=True, runner=Threads(max_memory=1 << 20))

@@ -21,6 +21,7 @@ from chimerakit.merge import merge_parents
 from chimerakit.plan import make_plan
 from chimerakit.recipe import parse_recipe
 from chimerakit.records import Manifest
+from chimerakit.runners.local import Threads
 from tests import naive, synthetic
 from tests.effort import examples
 from tests.merging import MIX, MIX_ALL, R1T, contents, merge, plan_of, run_python, sha256_of, stored, values
@@ -333,7 +334,7 @@ def test_the_child_does_not_depend_on_threads_or_layout_of_work(
     for number, (threads, segment) in enumerate([(1, 20_000), (2, 20_000), (4, 20_000), (2, 1 << 30)]):
         plan = plan_of(pair(storage), MIX_ALL, segment_nbytes=segment)
         assert (len(plan.segments) > 20) == (segment == 20_000)
-        merge_parents(plan, tmp_path / str(number), threads=threads)
+        merge_parents(plan, tmp_path / str(number), runner=Threads(threads))
     first = contents(tmp_path / "0")
     assert all(contents(tmp_path / str(number)) == first for number in (1, 2, 3))
 
@@ -526,7 +527,7 @@ def check_against_naive(data: st.DataObject, root: Path) -> None:
         rule = first[name]
         return {"v3": 1.0} if rule is None else shares_by(wanted[rule])
 
-    merge_parents(make_plan(recipe, opened, segment_nbytes=segment), root / "child", threads=2)
+    merge_parents(make_plan(recipe, opened, segment_nbytes=segment), root / "child", runner=Threads(2))
     assert_equal_to(root / "child", naive.merge(parents, "v3", shares_of, dtype))
 
 

@@ -15,6 +15,7 @@ from chimerakit.anatomy import Anatomy
 from chimerakit.events import ignore
 from chimerakit.execute import Inputs
 from chimerakit.formats import open_checkpoint
+from chimerakit.runners.local import ThreadWorkers
 from chimerakit.stores.local import Reader
 from tests import synthetic
 
@@ -46,7 +47,7 @@ def test_equal_pairs_are_those_with_the_same_bytes(tmp_path: Path, monkeypatch: 
         for number, (side, content) in enumerate({"a": tensors, "b": changed, "c": scaled, "d": tensors}.items())
     }
     units = scan.scan_units({n: Anatomy(c).units() for n, c in sides.items()})
-    for unit, pairs in scan.scan("x", scan.equal_pairs, sides, units, threads=2, listener=ignore):
+    for unit, pairs in scan.scan("x", scan.equal_pairs, sides, units, workers=ThreadWorkers(2), listener=ignore):
         expected = {("a", "d")} if unit.name == name else set(combinations("abcd", 2))
         assert pairs == expected, unit.name
 
@@ -57,7 +58,7 @@ def test_a_first_unit_without_bytes_is_in_a_job(tmp_path: Path) -> None:
     root = synthetic.write_checkpoint(tmp_path / "a", tensors, synthetic.config_of("bf16"), shards=1)
     sides = {"a": open_checkpoint(root), "b": open_checkpoint(root)}
     units = scan.scan_units({n: Anatomy(c).units() for n, c in sides.items()})
-    answers = scan.scan("x", scan.equal_pairs, sides, units, threads=1, listener=ignore)
+    answers = scan.scan("x", scan.equal_pairs, sides, units, workers=ThreadWorkers(1), listener=ignore)
     assert {unit.name: pairs for unit, pairs in answers} == {"empty": {("a", "b")}, "full": {("a", "b")}}
 
 
@@ -128,6 +129,6 @@ def test_holes_on_all_sides_are_equal_and_not_read(tmp_path: Path, monkeypatch: 
     for kept, expected in ((("a", "b"), {("a", "b")}), (("a", "b", "c"), {("a", "b")})):
         chosen = [replace(unit, sides={side: unit.sides[side] for side in kept}) for unit in units]
         read.clear()
-        ((_, pairs),) = scan.scan("x", scan.equal_pairs, sides, chosen, threads=1, listener=ignore)
+        ((_, pairs),) = scan.scan("x", scan.equal_pairs, sides, chosen, workers=ThreadWorkers(1), listener=ignore)
         assert pairs == expected
         assert (sum(read) == 0) == ("c" not in kept)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from chimerakit.errors import ChimerakitError, ManifestError, PlanError
 from chimerakit.formats import open_checkpoint
 from chimerakit.records import Checkpoint, Findings, MadeRow, Manifest, OtherFile, ParentRecord, WeightFile
+from chimerakit.runners.local import Threads
 from chimerakit.verify import verify_child
 from tests import synthetic
 from tests.effort import examples
@@ -627,7 +628,7 @@ def test_no_single_change_of_a_manifest_passes_a_proof(
         write(child, changed)
         for given_parents in (None, parents):
             try:
-                is_ok = verify_child(child, given_parents, threads=1).ok
+                is_ok = verify_child(child, given_parents, runner=Threads(1)).ok
             except ChimerakitError:
                 is_ok = False
         assert not is_ok

@@ -12,41 +12,33 @@ import fcntl
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-import msgspec
-from msgspec import Struct
-
 from chimerakit.card import CARD, write_card
-from chimerakit.errors import ChimerakitError, ManifestError, OutputError
-from chimerakit.events import Report
+from chimerakit.errors import ManifestError, OutputError
 from chimerakit.formats import used_padding
 from chimerakit.formats.safetensors import INDEX
 from chimerakit.manifest import MANIFEST, WORKSPACE, encode_manifest, make_manifest, read_manifest
-from chimerakit.output import Begun, check_output, foreign_files, is_finished, read_begun, signatures_of
+from chimerakit.output import (
+    BEGUN,
+    Begun,
+    check_output,
+    encode_begun,
+    foreign_files,
+    is_finished,
+    read_begun,
+    signatures_of,
+)
 from chimerakit.plan.ranges import equal_shards
+from chimerakit.receipts import RECEIPTS, Receipts
 from chimerakit.records import FileRow, Job, Manifest, OtherFile, Plan, Receipt
-from chimerakit.stores.digest import Hasher, digest_file, digest_of, digest_range
-from chimerakit.stores.local import CHUNK, PART, Reader, read_file
-from chimerakit.stores.part import finish_file, make_folder, new_part, sync_folder, write_file
+from chimerakit.stores.digest import Hasher, digest_file, digest_of
+from chimerakit.stores.local import CHUNK, PART, Reader
+from chimerakit.stores.part import PartFile, finish_file, make_folder, new_part, sync_folder, write_file, write_file_too
 
 _LAST = (INDEX, "config.json")
 """A folder without these looks unfinished to every loader."""
-_MAX_RECEIPT = 1 << 30
-
-
-class _Sealed(Struct, frozen=True):
-    """A receipt as it is kept."""
-
-    seal: str
-    """xxh3-128 of plan.json and the receipt: one that was changed, or made for something else, does not fit."""
-    receipt: msgspec.Raw
-
-    @classmethod
-    def of(cls, receipt: bytes, begun: bytes) -> "_Sealed":
-        """Seal a receipt's text."""
-        return cls(digest_of(begun + receipt), msgspec.Raw(receipt))
 
 
 def _linkable(plan: Plan) -> dict[str, tuple[str, str]]:
@@ -119,7 +111,7 @@ def _clear(path: Path, there: Begun | None) -> None:
 
 def _write_begun(path: Path, begun: Begun) -> None:
     make_folder(path / WORKSPACE)
-    write_file(path / WORKSPACE / "plan.json", msgspec.json.encode(begun))
+    write_file_too(path / WORKSPACE / BEGUN, encode_begun(begun))
 
 
 @contextmanager
@@ -132,11 +124,14 @@ def locked(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _take_lock(path: Path) -> int:
-    """A descriptor that holds the folder's lock until it is closed, however this process ends."""
+def _take_lock(path: Path, *, together: bool = False) -> int:
+    """A descriptor that holds the folder's lock until it is closed, however this process ends.
+
+    together: others that say so, too, may hold it at the same time.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as e:
         os.close(fd)
         is_taken = isinstance(e, BlockingIOError)
@@ -146,9 +141,11 @@ def _take_lock(path: Path) -> int:
 
 
 class Child:
-    """A child while it is being made. One process at a time works on it; its jobs need no lock.
+    """A child while it is being made. One process at a time works on it, or several that do a part each; jobs need no lock.
 
-    shared: weight files that need no space, as they will be links to another child's.
+    shared: weight files that need no space, as they will be links to another child's. together: other processes, on this and
+    other machines, may do other jobs of it. They begin it alike, so that it does not matter who is first, and none of them
+    deletes or renames anything that another may need.
     """
 
     def __init__(
@@ -161,6 +158,7 @@ class Child:
         sha256: bool = False,
         link: bool = False,
         shared: Collection[str] = (),
+        together: bool = False,
     ):
         self.path = path
         self.linked = _linkable(plan) if link else {}
@@ -170,13 +168,13 @@ class Child:
         self._allow_nonfinite = allow_nonfinite
         self._link = link
         self._shared = shared
+        self._together = together
         self._workspace = path / WORKSPACE
-        self._receipts = self._workspace / "receipts"
         make_folder(path)
-        self._lock = _take_lock(path)
+        self._lock = _take_lock(path, together=together)
         try:
             self._begin(force=force)
-            make_folder(self._receipts)  # refuses a link, through which receipts would be saved elsewhere
+            make_folder(self._workspace / RECEIPTS)  # refuses a link, through which receipts would be saved elsewhere
             self._link_shards()
         except BaseException:
             self.close()
@@ -200,7 +198,7 @@ class Child:
             link=self._link,
             files=names,
         )
-        self._begun = msgspec.json.encode(mine, order="deterministic")
+        self.receipts = Receipts(str(self.path.resolve()), digest_of(encode_begun(mine)))
         there = read_begun(self.path)
         if there == mine and not force:
             return
@@ -208,7 +206,8 @@ class Child:
             raise OutputError("was begun with other options", where=self.path, do="use the same ones, or --force")
         if force:
             _clear(self.path, there)
-        clean_up(self.path)
+        if not self._together:
+            clean_up(self.path)
         _write_begun(self.path, mine)
 
     def _link_shards(self) -> None:
@@ -223,7 +222,8 @@ class Child:
             return
         try:
             part.unlink(missing_ok=True)
-            part.hardlink_to(source)
+            with suppress(FileExistsError):  # another process may have made it just now
+                part.hardlink_to(source)
         except OSError as e:
             raise OutputError(
                 f"can't be a hard link to {source}: {e.strerror}", where=done, do="leave --link out"
@@ -236,51 +236,12 @@ class Child:
                 if name not in self.linked and file.is_file() and file.stat().st_nlink > 1:
                     file.unlink()
 
-    # ---------------------------------------------------------------------------------------- receipts
-
-    def save(self, receipt: Receipt) -> None:
-        """Keep a receipt; its bytes are on the disk already."""
-        sealed = _Sealed.of(msgspec.json.encode(receipt), self._begun)
-        write_file(self._receipts / f"{receipt.job}.json", msgspec.json.encode(sealed))
-
-    def has_receipt(self, job: Job) -> bool:
-        """Whether an earlier call left a receipt of a job."""
-        return (self._receipts / f"{job.id}.json").is_file()
-
-    def receipt_of(self, job: Job, report: Report) -> Receipt | None:
-        """The receipt of a job that needs not run again: the bytes are those that it tells of."""
-        try:
-            kept = msgspec.json.decode(read_file(self._receipts / f"{job.id}.json", _MAX_RECEIPT), type=_Sealed)
-            if kept != _Sealed.of(bytes(kept.receipt), self._begun):
-                return None
-            receipt = msgspec.json.decode(kept.receipt, type=Receipt)
-            return receipt if self._holds(job, receipt, report) else None
-        except (ChimerakitError, msgspec.DecodeError, OSError):
-            return None
-
-    def _holds(self, job: Job, receipt: Receipt, report: Report) -> bool:
-        digests = receipt.headers | {name: d for made in receipt.made for name, d in made.digests.items()}
-        for name, file, start, nbytes in job.ranges():
-            path = self._file(file)
-            if path.is_symlink() or not path.is_file() or path.stat().st_size != job.sizes[file]:
-                return False
-            reader = Reader(path)
-            try:
-                if digest_range(reader, start, nbytes, report=report).xxh3 != digests.get(name):
-                    return False
-            finally:
-                reader.close()
-        return True
-
-    def _file(self, name: str) -> Path:
-        done = self.path / name
-        return done if done.exists() or done.is_symlink() else self.path / (name + PART)
-
     def reopen(self, jobs: Sequence[Job]) -> None:
-        """Give files that these jobs will write their temporary name back."""
-        if jobs:
+        """Give files that these jobs will write their temporary names, and make those that are not there."""
+        self.receipts.check_place()  # somebody else may have finished while receipts were looked at
+        if jobs and not self._together:
             (self.path / MANIFEST).unlink(missing_ok=True)
-        for name in {name for job in jobs for name in job.sizes}:
+        for name, nbytes in {name: nbytes for job in jobs for name, nbytes in job.sizes.items()}.items():
             done, part = self.path / name, self.path / (name + PART)
             if done.is_symlink():
                 raise OutputError("is a symbolic link; output is never written through one", where=done, do="remove it")
@@ -290,17 +251,24 @@ class Child:
                         "has another name (hard link), which would change with it", where=file, do="remove it"
                     )
             if done.exists():
-                done.rename(part)
+                with suppress(FileNotFoundError):  # another process may have done it just now
+                    done.rename(part)
+            if name not in self.linked:
+                PartFile(done, nbytes).close()
 
     # ------------------------------------------------------------------------------------------ finish
 
     def finish_shard(self, name: str) -> None:
         """Rename a weight file whose jobs all have receipts."""
-        if (self.path / (name + PART)).exists():
-            finish_file(self.path / name)
+        done, part = self.path / name, self.path / (name + PART)
+        if done.exists():  # finished before; a part beside it is of somebody who came late
+            part.unlink(missing_ok=True)
+        elif part.exists():
+            finish_file(done)
 
     def finish(self, receipts: Sequence[Receipt]) -> Manifest:
         """Write everything but the weights, the manifest last; then the child is finished."""
+        self.receipts.check_place()  # another machine may have finished it
         last = [row for row in self._plan.files if row.name in _LAST]
         files = {row.name: self._write_other(row) for row in self._plan.files if row not in last}
         files[CARD] = self._write_text(CARD, write_card(self._plan).encode())
@@ -309,8 +277,13 @@ class Child:
         names = [shard.name for shard in self._plan.shards]
         sha256 = {n: digest_file(self.path / n, sha256=True).sha256 if self._sha256 else None for n in names}
         manifest = make_manifest(self._plan, receipts, files, sha256, allow_nonfinite=self._allow_nonfinite)
-        write_file(self.path / MANIFEST, encode_manifest(manifest))
-        (self._workspace / "plan.json").unlink()  # first, so that a kill in the middle leaves a finished child
+        if missing := [name for name in names if not (self.path / name).is_file()]:
+            raise OutputError(
+                "a weight file was taken away while the child was being made", where=self.path / missing[0]
+            )
+        write_file_too(self.path / MANIFEST, encode_manifest(manifest), beside=self._workspace)
+        # First, so that a kill in the middle leaves a finished child.
+        (self._workspace / BEGUN).unlink(missing_ok=True)
         clean_up(self.path)
         sync_folder(self.path)
         return manifest

@@ -13,8 +13,9 @@ from chimerakit.compare import DifferenceMap, distances, load_map, measure_units
 from chimerakit.errors import MapError
 from chimerakit.events import Listener, ignore
 from chimerakit.plan.deltas import units_in_question
-from chimerakit.plan.memory import MAX_MEMORY
 from chimerakit.records import Checkpoint, Recipe
+from chimerakit.runners import Runner
+from chimerakit.runners.local import LOCAL
 
 
 def read_distances(
@@ -56,18 +57,15 @@ def measure_distances(
     recipe: Recipe,
     parents: Mapping[str, Checkpoint],
     *,
-    threads: int | None = None,
-    max_memory: int = MAX_MEMORY,
+    runner: Runner = LOCAL,
     listener: Listener = ignore,
 ) -> dict[str, dict[str, float]]:
     """For `make_plan`: the same from the weights of the units that a delta decides on; nothing is read if there is none.
 
-    threads: jobs at a time, at most; as many as max_memory (bytes) allows. Raises PlanError (memory), CheckpointError.
+    runner: where jobs are done. Raises PlanError (memory), CheckpointError.
     """
     base = parents[recipe.base]
     found = {}
     for name, units in units_in_question(recipe, Anatomy(base)).items():
-        found[name] = measure_units(
-            base, parents[name], units, threads=threads, max_memory=max_memory, listener=listener
-        )
+        found[name] = measure_units(base, parents[name], units, runner=runner, listener=listener)
     return found

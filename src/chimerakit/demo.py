@@ -29,6 +29,7 @@ from chimerakit.recipe import load_ranges, load_recipe, locate_parents, say_rule
 from chimerakit.records import Findings
 from chimerakit.report import load_result, make_report
 from chimerakit.report.evaluated import summary_of
+from chimerakit.runners import Runner
 from chimerakit.stores.part import write_file
 from chimerakit.sweep import Keep, Sweep, Wish, sweep_children
 from chimerakit.sweep.run import SAVED as SWEEP
@@ -86,7 +87,7 @@ def run_demo(
     output: Path,
     *,
     num_problems: int,
-    threads: int | None,
+    runner: Runner,
     listener: Listener,
     only: Sequence[str] = (),
     gguf: bool = False,
@@ -106,8 +107,8 @@ def run_demo(
             continue
         recipe, paths = locate_parents(load_recipe(file), given, file.parent)
         parents = {parent: open_checkpoint(path) for parent, path in paths.items()}
-        merge_parents(make_plan(recipe, parents), output / name, threads=threads, force=True, listener=listener)
-        proofs[name] = verify_child(output / name, parents, threads=threads, listener=listener)
+        merge_parents(make_plan(recipe, parents), output / name, runner=runner, force=True, listener=listener)
+        proofs[name] = verify_child(output / name, parents, runner=runner, listener=listener)
         recipes[name] = "; ".join(say_rule(rule) for rule in recipe.rules)
         models[name] = output / name
     found = evaluate_models(
@@ -123,7 +124,7 @@ def run_demo(
     says = [*_conclusions(rows)]
     if gguf or only:
         return Demo(len(task.problems), tuple(rows), tuple(says))
-    swept = _sweep(family, output, task, threads, listener)
+    swept = _sweep(family, output, task, runner, listener)
     assert swept.evaluation is not None  # there was a task
     says += [f"In the sweep, {line}" for line in summary_of(swept.evaluation.differences)]
     page = output / "report.html"
@@ -132,14 +133,14 @@ def run_demo(
     return Demo(len(task.problems), tuple(rows), tuple(says), str(page))
 
 
-def _sweep(family: Path, output: Path, task: Task, threads: int | None, listener: Listener) -> Sweep:
+def _sweep(family: Path, output: Path, task: Task, runner: Runner, listener: Listener) -> Sweep:
     """The family's own sweep, in a folder of its own; the children's weights are not kept."""
     ranges = load_ranges(family / "sweep.yaml")
     first, paths = locate_parents(ranges.candidates()[0].recipe, {}, family)
     ranges = replace(ranges, data=ranges.data | {"parents": first.parents})
     wish = Wish((task,), SETTINGS, against=("r1",), keep=Keep(0))
     parents = {name: open_checkpoint(path) for name, path in paths.items()}
-    return sweep_children(ranges, parents, output / "sweep", wish, threads=threads, listener=listener)
+    return sweep_children(ranges, parents, output / "sweep", wish, runner=runner, listener=listener)
 
 
 def _make_gguf(family: Path, output: Path, listener: Listener) -> Iterator[tuple[str, Path]]:

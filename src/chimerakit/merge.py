@@ -1,6 +1,7 @@
 """Plan -> child: run the jobs that are left, finish the files, write the manifest."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
@@ -8,15 +9,17 @@ from msgspec import Struct
 from chimerakit.child import Child, tidy
 from chimerakit.dtypes import QUANTS
 from chimerakit.errors import OutputError
-from chimerakit.events import FileDone, JobDone, Listener, Report, Said, ignore, one_at_a_time
-from chimerakit.execute import Inputs, make_units, run_job
+from chimerakit.events import FileDone, JobDone, Listener, Said, ignore, one_at_a_time
+from chimerakit.execute import Inputs, make_units
 from chimerakit.manifest import read_manifest
 from chimerakit.output import check_output, is_finished
 from chimerakit.plan import make_jobs
-from chimerakit.plan.memory import MAX_MEMORY, threads_within
+from chimerakit.plan.memory import needs_of
 from chimerakit.plan.panels import BLOCKED_COLS
+from chimerakit.receipts import do_job
 from chimerakit.records import Job, Manifest, Plan, Receipt, Row
-from chimerakit.runners.local import default_threads
+from chimerakit.runners import Runner, Workers
+from chimerakit.runners.local import LOCAL
 from chimerakit.runners.watched import run_watched
 from chimerakit.sinks import Digests
 
@@ -38,9 +41,8 @@ def merge_parents(
     plan: Plan,
     output: Path | str,
     *,
-    threads: int | None = None,
+    runner: Runner = LOCAL,
     force: bool = False,
-    max_memory: int = MAX_MEMORY,
     allow_nonfinite: bool = False,
     sha256: bool = False,
     link: bool = False,
@@ -48,13 +50,13 @@ def merge_parents(
 ) -> Merged:
     """Make the child of a plan in the folder `output`, or go on making it; the bytes are the same either way.
 
-    threads: jobs at a time, at most; as many as max_memory (bytes) allows. force: delete an earlier child that stands
+    runner: where its jobs are done. force: delete an earlier child that stands
     there and start over. allow_nonfinite: carry NaN and infinity along. sha256: record sha256 beside xxh3-128. link: weight
     files that equal a parent's whole file become hard links to it. Raises PlanError (memory), OutputError, CheckpointError,
     NonFiniteError; after the last two the child is unfinished, has no manifest, and the next call goes on.
     """
     output, tell = Path(output), one_at_a_time(listener)
-    threads = threads_within(plan, max_memory, threads or default_threads())
+    workers = runner.workers(needs_of(plan))
     check_output(plan, output, force=force, link=link)
     if not force and is_finished(output):
         return _is_there_already(plan, output, tell, sha256=sha256)
@@ -62,9 +64,9 @@ def merge_parents(
     child = Child(plan, output, force=force, allow_nonfinite=allow_nonfinite, sha256=sha256, link=link)
     try:
         jobs = make_jobs(plan, output.resolve(), linked=child.linked, allow_nonfinite=allow_nonfinite, sha256=sha256)
-        done = _done_before(child, jobs, threads, tell)
+        done = done_before(child, jobs, workers, tell)
         todo = [job for job in jobs if job.id not in done]
-        receipts = done | _run(plan, child, todo, threads, tell)
+        receipts = done | _run(plan, child, todo, workers, tell)
         manifest = child.finish([receipts[job.id] for job in jobs])
         return Merged(manifest, len(todo), len(done), sum(job.nbytes for job in todo))
     finally:
@@ -122,11 +124,13 @@ def _digests(row: Row, plan: Plan) -> dict[str, str]:
     return {t.name: sink.digest(t).xxh3 for t in row.outputs}
 
 
-def _done_before(child: Child, jobs: Sequence[Job], threads: int, tell: Listener) -> dict[int, Receipt]:
+def done_before(child: Child, jobs: Sequence[Job], workers: Workers, tell: Listener) -> dict[int, Receipt]:
     """Receipts of the jobs that an earlier call did and whose bytes still hold."""
-    begun = [job for job in jobs if child.has_receipt(job)]
+    begun = [job for job in jobs if child.receipts.has(job)]
     found = (
-        run_watched("checking what is there", child.receipt_of, begun, threads=threads, listener=tell) if begun else ()
+        run_watched("checking what is there", child.receipts.find, begun, workers=workers, listener=tell)
+        if begun
+        else ()
     )
     receipts = {receipt.job: receipt for receipt in found if receipt is not None}
     for receipt in receipts.values():
@@ -134,19 +138,14 @@ def _done_before(child: Child, jobs: Sequence[Job], threads: int, tell: Listener
     return receipts
 
 
-def _run(plan: Plan, child: Child, todo: Sequence[Job], threads: int, tell: Listener) -> dict[int, Receipt]:
+def _run(plan: Plan, child: Child, todo: Sequence[Job], workers: Workers, tell: Listener) -> dict[int, Receipt]:
     """Run jobs, and give each file its name when nothing is left to write into it."""
     child.reopen(todo)
     waiting = {shard.name: {job.id for job in todo if shard.name in job.sizes} for shard in plan.shards}
     _finish_shards(child, waiting, tell)
 
-    def work(job: Job, report: Report) -> Receipt:
-        receipt = run_job(job, report)
-        child.save(receipt)
-        return receipt
-
-    receipts = {}
-    for receipt in run_watched("merging", work, todo, threads=threads, listener=tell):
+    work, receipts = partial(do_job, child.receipts), {}
+    for receipt in run_watched("merging", work, todo, workers=workers, listener=tell):
         receipts[receipt.job] = receipt
         tell(JobDone(receipt.job, receipt.nbytes, reused=False))
         for ids in waiting.values():

@@ -15,7 +15,9 @@ from chimerakit.records import Plan
 from chimerakit.stores.local import PART, Reader, read_file
 from chimerakit.stores.part import allocated_nbytes, can_share, free_nbytes
 
-_MAX_BEGUN = 1 << 30
+BEGUN = "plan.json"
+"""In the workspace: what an unfinished child says about itself."""
+MAX_BEGUN = 1 << 30
 _SPARE = 16 << 20
 """Bytes kept free for manifest, receipts and folders."""
 
@@ -35,16 +37,21 @@ class Begun(Struct, frozen=True):
 
 def is_finished(path: Path) -> bool:
     """Whether a folder holds a complete child."""
-    return (path / MANIFEST).is_file() and not (path / WORKSPACE / "plan.json").exists()
+    return (path / MANIFEST).is_file() and not (path / WORKSPACE / BEGUN).exists()
+
+
+def encode_begun(begun: Begun) -> bytes:
+    """The text of plan.json; the same for the same child."""
+    return msgspec.json.encode(begun, order="deterministic")
 
 
 def read_begun(path: Path) -> Begun | None:
     """What an unfinished child in a folder says about itself; None if there is none, or it can't be understood."""
-    file = path / WORKSPACE / "plan.json"
+    file = path / WORKSPACE / BEGUN
     if file.parent.is_symlink() or file.is_symlink() or not file.is_file():
         return None
     try:
-        return msgspec.json.decode(read_file(file, _MAX_BEGUN), type=Begun)
+        return msgspec.json.decode(read_file(file, MAX_BEGUN), type=Begun)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
@@ -145,8 +152,8 @@ def foreign_files(path: Path, names: Iterable[str]) -> list[str]:
 
 
 def _check_contents(plan: Plan, path: Path, *, force: bool) -> None:
-    begun = read_begun(path)
     present = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    begun = read_begun(path)  # afterwards: others may be beginning right now
     if begun is None and WORKSPACE in present:  # killed before the first or after the last thing was written
         present.remove(WORKSPACE)
     if not present:

@@ -5,8 +5,9 @@ module cuts the work into jobs, reads, decodes, and knows the cheapest question:
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
@@ -17,7 +18,7 @@ from chimerakit.execute import Inputs, Source
 from chimerakit.plan import SEGMENT_NBYTES
 from chimerakit.plan.panels import Panel, cut
 from chimerakit.records import Checkpoint, Input, Role, Tensor, Unit
-from chimerakit.runners.local import default_threads
+from chimerakit.runners import Workers
 from chimerakit.runners.watched import run_watched
 from chimerakit.stores.local import CHUNK
 from chimerakit.stores.system import same_bytes
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _FIRST_LOOK = 1 << 15
 """Bytes."""
 
+A = TypeVar("A")
 R = TypeVar("R")
 Pair = tuple[str, str]
 
@@ -95,22 +97,63 @@ def cut_jobs(
     return [ScanJob(number, roots, signatures, tuple(group)) for number, group in enumerate(groups)]
 
 
+class AskedJob(Struct, frozen=True):
+    """Consecutive units, and what is known or asked of each; so that a worker is sent nothing of others."""
+
+    job: ScanJob
+    about: tuple[Any, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to be read."""
+        return self.job.nbytes
+
+
+def scan_about(
+    work: str,
+    ask: Callable[[A, ScanUnit, Inputs, Report], R],
+    about: Mapping[str, A],
+    sides: Mapping[str, Checkpoint],
+    units: Sequence[ScanUnit],
+    *,
+    workers: Workers,
+    listener: Listener,
+) -> Iterator[tuple[ScanUnit, R]]:
+    """The same as `scan`, where `ask` is told something of its own about each unit, by name."""
+    jobs = [AskedJob(job, tuple(about[unit.name] for unit in job.units)) for job in cut_jobs(sides, units)]
+    tell = one_at_a_time(listener)
+    for answers in run_watched(work, partial(_ask_about, ask), jobs, workers=workers, listener=tell):
+        yield from answers
+
+
+def _ask_about(
+    ask: Callable[[A, ScanUnit, Inputs, Report], R], asked: AskedJob, report: Report
+) -> list[tuple[ScanUnit, R]]:
+    def ask_all(job: ScanJob, inputs: Inputs, report: Report) -> list[tuple[ScanUnit, R]]:
+        units = zip(asked.about, job.units, strict=True)
+        return [(unit, ask(about, unit, inputs, report)) for about, unit in units]
+
+    return _read(ask_all, asked.job, report)
+
+
 def scan(
     work: str,
     ask: Callable[[ScanUnit, Inputs, Report], R],
     sides: Mapping[str, Checkpoint],
     units: Sequence[ScanUnit],
     *,
-    threads: int | None,
+    workers: Workers,
     listener: Listener,
 ) -> Iterator[tuple[ScanUnit, R]]:
     """Every unit with what `ask` says of it, in the order of completion."""
-
-    def ask_all(job: ScanJob, inputs: Inputs, report: Report) -> list[tuple[ScanUnit, R]]:
-        return [(unit, ask(unit, inputs, report)) for unit in job.units]
-
-    for answers in scan_jobs(work, ask_all, sides, units, threads=threads, listener=listener):
+    for answers in scan_jobs(work, partial(_ask_all, ask), sides, units, workers=workers, listener=listener):
         yield from answers
+
+
+def _ask_all(
+    ask: Callable[[ScanUnit, Inputs, Report], R], job: ScanJob, inputs: Inputs, report: Report
+) -> list[tuple[ScanUnit, R]]:
+    return [(unit, ask(unit, inputs, report)) for unit in job.units]
 
 
 def scan_jobs(
@@ -119,11 +162,11 @@ def scan_jobs(
     sides: Mapping[str, Checkpoint],
     units: Sequence[ScanUnit],
     *,
-    threads: int | None,
+    workers: Workers,
     listener: Listener,
 ) -> Iterator[R]:
     """What `ask` says of each job, for questions to many units at once."""
-    return run_scan(work, ask, cut_jobs(sides, units), threads=threads, listener=listener)
+    return run_scan(work, ask, cut_jobs(sides, units), workers=workers, listener=listener)
 
 
 def run_scan(
@@ -131,18 +174,18 @@ def run_scan(
     ask: Callable[[ScanJob, Inputs, Report], R],
     jobs: Sequence[ScanJob],
     *,
-    threads: int | None,
+    workers: Workers,
     listener: Listener,
 ) -> Iterator[R]:
     """The same for jobs that are cut already, of which some may have been done before."""
+    return run_watched(work, partial(_read, ask), jobs, workers=workers, listener=one_at_a_time(listener))
 
-    def run(job: ScanJob, report: Report) -> R:
-        with Inputs(job.roots, job.signatures) as inputs:
-            answer = ask(job, inputs, report)
-            inputs.check_unchanged()
-            return answer
 
-    return run_watched(work, run, jobs, threads=threads or default_threads(), listener=one_at_a_time(listener))
+def _read(ask: Callable[[ScanJob, Inputs, Report], R], job: ScanJob, report: Report) -> R:
+    with Inputs(job.roots, job.signatures) as inputs:
+        answer = ask(job, inputs, report)
+        inputs.check_unchanged()
+        return answer
 
 
 # ---------------------------------------------------------------------------------------------- values

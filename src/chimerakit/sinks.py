@@ -81,7 +81,8 @@ class Files(Digests):
 
     def _part(self, name: str) -> PartFile:
         if name not in self._parts:
-            self._parts[name] = PartFile(Path(self._job.output, name), self._job.sizes[name])
+            # Made before jobs run: one that comes late finds the file finished, and must not begin another.
+            self._parts[name] = PartFile(Path(self._job.output, name), self._job.sizes[name], is_new=False)
         return self._parts[name]
 
     def write_header(self, header: Header, data: bytes) -> str:

@@ -15,6 +15,7 @@ it says less than it seems to.
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,11 +28,12 @@ from chimerakit.errors import PlanError
 from chimerakit.events import Listener, Report, ignore
 from chimerakit.execute import Inputs
 from chimerakit.formats import open_checkpoint
-from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
+from chimerakit.plan.memory import needs_of_scan
 from chimerakit.plan.panels import Panel, largest_panel
 from chimerakit.records import COMPONENTS, Checkpoint, Component, Role, Unit
-from chimerakit.runners.local import default_threads
-from chimerakit.scan import Pair, ScanUnit, Values, equal_pairs, objection_to, scan, scan_units
+from chimerakit.runners import Runner
+from chimerakit.runners.local import LOCAL
+from chimerakit.scan import Pair, ScanUnit, Values, equal_pairs, objection_to, scan_about, scan_units
 
 if TYPE_CHECKING:
     from chimerakit.numerics.fp8 import F32
@@ -99,14 +101,12 @@ def verify_table(
     parents: Mapping[str, Checkpoint],
     *,
     codes: bool = False,
-    threads: int | None = None,
-    max_memory: int = MAX_MEMORY,
+    runner: Runner = LOCAL,
     listener: Listener = ignore,
 ) -> Table:
     """Compare every unit of a child with those of its suspected parents.
 
-    The first parent counts as the base. threads: jobs at a time, at most; as many as max_memory (bytes) allows. Raises
-    PlanError for a parent of another architecture, or one named "child", or if one job needs more memory.
+    The first parent counts as the base. runner: where jobs are done. Raises PlanError for a parent of another architecture, or one named "child", or if one job needs more memory.
     """
     if CHILD in parents:
         raise PlanError([f"a parent can't be called {CHILD!r} here"], _REFUSED)
@@ -118,15 +118,15 @@ def verify_table(
     units = {name: anatomy.units() for name, anatomy in anatomies.items()}
     mine = [unit for unit in scan_units(units) if CHILD in unit.sides]
 
-    def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> TableRow:
-        problems = {
-            side: _problem(anatomies[side], units[side][unit.name], units[CHILD][unit.name]) for side in unit.sides
-        }
-        return _row(unit, tuple(parents), problems, inputs, report, codes=codes)
-
+    problems = {
+        unit.name: {s: _problem(anatomies[s], units[s][unit.name], units[CHILD][unit.name]) for s in unit.sides}
+        for unit in mine
+    }
+    ask = partial(_row, tuple(parents), codes)
     most = largest_panel(unit.kind for unit in mine)
-    threads = scan_threads_within(len(mine), most, len(sides), max_memory, threads or default_threads())
-    found = {unit.name: row for unit, row in scan("comparing", ask, sides, mine, threads=threads, listener=listener)}
+    workers = runner.workers(needs_of_scan(len(mine), most, len(sides)))
+    rows = scan_about("comparing", ask, problems, sides, mine, workers=workers, listener=listener)
+    found = {unit.name: row for unit, row in rows}
     missing = {name: tuple(u for u in units[name] if u not in units[CHILD]) for name in parents}
     return Table(tuple(parents), codes, tuple(found[unit.name] for unit in mine), missing)
 
@@ -141,13 +141,12 @@ def _problem(anatomy: Anatomy, unit: Unit, child: Unit) -> str:
 
 
 def _row(
-    unit: ScanUnit,
     parents: tuple[str, ...],
+    codes: bool,
     problems: Mapping[str, str],
+    unit: ScanUnit,
     inputs: Inputs,
     report: Report,
-    *,
-    codes: bool,
 ) -> TableRow:
     same = equal_pairs(unit, inputs, report)
     sides = [] if problems[CHILD] else [side for side in unit.sides if not problems[side]]

@@ -17,6 +17,7 @@ from chimerakit.formats import open_checkpoint
 from chimerakit.numerics.routing import draw_states
 from chimerakit.plan import panels
 from chimerakit.records import Checkpoint
+from chimerakit.runners.local import Threads
 from chimerakit.stores.local import Reader
 from tests import synthetic
 from tests.compare.models import (
@@ -184,7 +185,7 @@ def test_routers_are_the_same_for_any_number_of_threads(
 ) -> None:
     """To the last bit of the file."""
     for threads in (1, 4):
-        again = compare_checkpoints(*pair, states=open_states(file), threads=threads)
+        again = compare_checkpoints(*pair, states=open_states(file), runner=Threads(threads))
         assert encode_map(again) == encode_map(found)
 
 
@@ -296,4 +297,4 @@ def test_states_for_models_without_routers_are_refused(tmp_path: Path, file: Pat
 def test_too_little_memory_is_refused(pair: tuple[Checkpoint, Checkpoint]) -> None:
     """With what is needed."""
     with pytest.raises(PlanError, match="there is too little memory for this"):
-        compare_checkpoints(*pair, states=DrawnStates(10), max_memory=1 << 20)
+        compare_checkpoints(*pair, states=DrawnStates(10), runner=Threads(max_memory=1 << 20))

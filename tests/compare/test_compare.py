@@ -34,6 +34,7 @@ from chimerakit.errors import CheckpointError, ChimerakitError, MapError, Output
 from chimerakit.events import Advanced, Started
 from chimerakit.formats import open_checkpoint
 from chimerakit.records import Checkpoint, ParentRecord, Role
+from chimerakit.runners.local import Threads
 from chimerakit.scan import cut_jobs
 from chimerakit.stores.journal import Journal
 from chimerakit.stores.local import Reader
@@ -248,13 +249,13 @@ def test_the_map_is_the_same_for_any_number_of_threads(
 ) -> None:
     """To the last bit, however units are cut into jobs."""
     for threads in (1, 5):
-        assert encode_map(compare_checkpoints(*pair, threads=threads)) == encode_map(found)
+        assert encode_map(compare_checkpoints(*pair, runner=Threads(threads))) == encode_map(found)
 
 
 def test_too_little_memory_is_refused_before_reading(pair: tuple[Checkpoint, Checkpoint]) -> None:
     """As everywhere, with what is needed."""
     with pytest.raises(PlanError, match="there is too little memory for this"):
-        compare_checkpoints(*pair, max_memory=1 << 20)
+        compare_checkpoints(*pair, runner=Threads(max_memory=1 << 20))
 
 
 # ------------------------------------------------------------------------------------------- roll-ups
@@ -417,7 +418,9 @@ def interrupted(tmp_path: Path, pair: tuple[Checkpoint, Checkpoint], small_jobs:
     """What is left of a comparison that was interrupted half-way."""
     path = tmp_path / "map.npz.partial"
     with pytest.raises(LeftError):
-        compare_checkpoints(*pair, partial=path, threads=1, listener=leave_after(sum(s.nbytes for s in pair) // 2))
+        compare_checkpoints(
+            *pair, partial=path, runner=Threads(1), listener=leave_after(sum(s.nbytes for s in pair) // 2)
+        )
     return path
 
 

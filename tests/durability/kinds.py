@@ -10,6 +10,7 @@ import pytest
 from chimerakit.events import Listener, ignore
 from chimerakit.merge import Merged, merge_parents
 from chimerakit.records import Plan
+from chimerakit.runners.local import Threads
 from chimerakit.stores import part
 from tests import synthetic
 from tests.merging import MIX, R1T, plan_of
@@ -50,7 +51,12 @@ class Kind(NamedTuple):
                 part, "_DIRECT", part.PAGE
             )  # jobs are small, and shall write past the page cache all the same
             return merge_parents(
-                self.plan(parents), child, threads=self.threads, sha256=self.sha256, link=self.link, listener=listener
+                self.plan(parents),
+                child,
+                runner=Threads(self.threads),
+                sha256=self.sha256,
+                link=self.link,
+                listener=listener,
             )
 
 

@@ -14,6 +14,7 @@ from chimerakit.errors import OutputError
 from chimerakit.events import Event, JobDone
 from chimerakit.merge import merge_parents
 from chimerakit.plan import make_jobs
+from chimerakit.runners.local import Threads
 from tests.durability.disks import disk, mounted, remount
 from tests.durability.kinds import KINDS, Kind, make_parents
 from tests.merging import contents, receipts
@@ -115,7 +116,7 @@ def test_a_disk_that_fills_up_between_two_jobs_keeps_what_is_done(
                     os.posix_fallocate(file.fileno(), 0, free - (2 << 20))
 
         with pytest.raises(OutputError, match="no space left"):
-            merge_parents(plan, small / "child", threads=1, listener=fill)
+            merge_parents(plan, small / "child", runner=Threads(1), listener=fill)
         done = receipts(small / "child")
         assert 0 < len(done) < len(plan.segments)
         greedy.unlink()
@@ -163,7 +164,7 @@ def begin(kind: Kind, parents: Path, child: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        merge_parents(kind.plan(parents), child, threads=1, listener=leave)
+        merge_parents(kind.plan(parents), child, runner=Threads(1), listener=leave)
 
 
 def failing(patch: pytest.MonkeyPatch, number: int, *names: str, after: int) -> None:
@@ -223,13 +224,13 @@ def test_a_job_that_could_not_be_written_has_no_receipt(
     with monkeypatch.context() as patch:
         failing(patch, number, *calls, after=3)
         with pytest.raises(OutputError) as refusal:
-            merge_parents(plan, child, threads=1)
+            merge_parents(plan, child, runner=Threads(1))
     assert str(refusal.value).startswith(f"{child}/model-")
     assert str(refusal.value).endswith(f".safetensors.part: {says}")
     assert not looks_finished(child)
     done = receipts(child)
     assert len(done) < 4
-    merged = merge_parents(plan, child, threads=1)
+    merged = merge_parents(plan, child, runner=Threads(1))
     assert merged.nbytes_written == sum(job.nbytes for job in make_jobs(plan, child) if job.id not in done)
     assert contents(child) == whole
 

@@ -11,6 +11,7 @@ from chimerakit.errors import ChimerakitError
 from chimerakit.formats import open_checkpoint
 from chimerakit.manifest import MANIFEST
 from chimerakit.records import Checkpoint
+from chimerakit.runners.local import Threads
 from chimerakit.verify import verify_child
 from tests import synthetic
 from tests.effort import examples
@@ -46,7 +47,7 @@ def parents(family: Path) -> dict[str, Checkpoint]:
 def is_proven(child: Path, parents: dict[str, Checkpoint] | None) -> bool:
     """Whether `verify` exits with 0."""
     try:
-        return verify_child(child, parents, threads=1).ok
+        return verify_child(child, parents, runner=Threads(1)).ok
     except ChimerakitError:
         return False
 

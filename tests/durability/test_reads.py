@@ -13,6 +13,7 @@ from chimerakit.errors import ChangedError, CheckpointError
 from chimerakit.events import Advanced, Event, JobDone
 from chimerakit.merge import merge_parents
 from chimerakit.records import Plan
+from chimerakit.runners.local import Threads
 from tests import synthetic
 from tests.merging import MIX_ALL, R1T, contents, plan_of, receipts
 
@@ -58,7 +59,7 @@ def test_a_parent_that_cant_be_read_is_named_with_the_byte(
     with monkeypatch.context() as patch:
         patch.setattr(os, "preadv", preadv)
         with pytest.raises(CheckpointError) as refusal:
-            merge_parents(plan, child, threads=1)
+            merge_parents(plan, child, runner=Threads(1))
     assert str(refusal.value).startswith(f"{broken}: can't be read at byte ")
     assert ": Input/output error" in str(refusal.value)
     assert not {"chimerakit.json", "config.json"} & contents(child).keys()
@@ -149,7 +150,7 @@ def open_files() -> set[Path]:
 def assert_changed(plan: Plan, child: Path, file: Path, *says: str, **options: Any) -> None:
     """Refused with the file's name and a hint; nothing looks finished."""
     with pytest.raises(ChangedError) as refusal:
-        merge_parents(plan, child, threads=1, **options)
+        merge_parents(plan, child, runner=Threads(1), **options)
     assert str(refusal.value).splitlines()[0] in {f"{file}: {what}" for what in says}
     assert "  to do:    plan again; start the child over with --force if the change was meant" in str(refusal.value)
     assert not {"chimerakit.json", "config.json"} & contents(child).keys()

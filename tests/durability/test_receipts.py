@@ -12,6 +12,7 @@ import pytest
 from chimerakit.errors import OutputError
 from chimerakit.merge import Merged, merge_parents
 from chimerakit.records import Plan
+from chimerakit.runners.local import Threads
 from tests import synthetic
 from tests.effort import examples
 from tests.merging import MIX, MIX_ALL, R1T, contents, interrupt, plan_of
@@ -41,7 +42,7 @@ class Wish(NamedTuple):
         return merge_parents(
             self.plan(parents),
             child,
-            threads=1,
+            runner=Threads(1),
             force=force,
             sha256=self.sha256,
             allow_nonfinite=self.allow_nonfinite,

@@ -23,13 +23,14 @@ import os, signal, sys
 from pathlib import Path
 from chimerakit.events import JobDone
 from chimerakit.merge import merge_parents
+from chimerakit.runners.local import Threads
 from tests.durability.kinds import KINDS
 
 def listener(event):
     if isinstance(event, JobDone) and event.job == 2:
         os.kill(os.getpid(), signal.SIGSTOP)
 
-merge_parents(KINDS["copy"].plan(Path(sys.argv[1])), Path(sys.argv[2]), threads=1, listener=listener)
+merge_parents(KINDS["copy"].plan(Path(sys.argv[1])), Path(sys.argv[2]), runner=Threads(1), listener=listener)
 """
 """A merge that stands still in the middle."""
 

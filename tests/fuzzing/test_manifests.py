@@ -16,6 +16,7 @@ from chimerakit.errors import ManifestError, PlanError, RecipeError
 from chimerakit.formats import open_checkpoint
 from chimerakit.manifest import MANIFEST, encode_manifest, read_manifest
 from chimerakit.records import Checkpoint, Finding, Manifest
+from chimerakit.runners.local import Threads
 from chimerakit.verify import verify_child
 from tests import merging, synthetic
 from tests.fuzzing import LEAST_ACCEPTED, is_clear, manifests, reproducible, seeds
@@ -88,7 +89,7 @@ def verify(child: Path, text: bytes, parents: dict[str, Checkpoint] | None) -> N
     said = ""
     with opened_files() as opened:
         try:
-            findings = verify_child(child, parents, threads=1)
+            findings = verify_child(child, parents, runner=Threads(1))
         except refusals as e:
             said = str(e)
     assert is_clear(said) if said else all(map(is_clear_finding, findings.failed))

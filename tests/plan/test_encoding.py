@@ -11,7 +11,7 @@ from chimerakit.errors import MissingExtraError, PlanError
 from chimerakit.merge import merge_parents
 from chimerakit.numerics import ggml
 from chimerakit.plan.encoding import bits_of, encoding_seconds
-from chimerakit.plan.memory import MAX_MEMORY
+from chimerakit.runners.local import Threads
 from tests import gguf_files
 from tests.plan.test_gguf import plan_of
 
@@ -37,10 +37,10 @@ def test_every_type_has_a_rate_and_bits() -> None:
 
 def test_a_plan_says_what_is_encoded_and_how_long_it_takes(pair: dict[str, Path]) -> None:
     """What is only copied is not."""
-    view = plan_view(plan_of(pair, MIX), None, 2, MAX_MEMORY)
+    view = plan_view(plan_of(pair, MIX), None, Threads(2))
     assert view.encoded == {"Q2_K": ROUTED}
     assert view.encoding_seconds == round(ROUTED / 11e6 / 2, 1)
-    assert plan_view(plan_of(pair, MIX.replace("mix: {r1: 0.75}", "take: r1")), None, 2, MAX_MEMORY).encoded == {}
+    assert plan_view(plan_of(pair, MIX.replace("mix: {r1: 0.75}", "take: r1")), None, Threads(2)).encoded == {}
 
 
 def test_below_four_bits_a_plan_warns(pair: dict[str, Path]) -> None:

@@ -19,6 +19,7 @@ from chimerakit.merge import merge_parents
 from chimerakit.plan import make_plan
 from chimerakit.plan.layout import cut_segments
 from chimerakit.records import Checkpoint, Plan, Row
+from chimerakit.runners.local import Threads
 from tests import synthetic
 from tests.plan.models import checkpoint, model, plan_of, recipe_of
 
@@ -269,7 +270,7 @@ def test_written_files_are_as_planned(
         "r1": open_checkpoint(parents["bf16" if base == "fp8" else "fp8"]),
     }
     plan = make_plan(recipe_of(TAKE_EXPERTS, **output), checkpoints)
-    merge_parents(plan, tmp_path / "child", threads=1)
+    merge_parents(plan, tmp_path / "child", runner=Threads(1))
     check_offsets(plan)
     for shard in plan.shards:
         path = tmp_path / "child" / shard.name

@@ -12,7 +12,8 @@ from gguf import GGUFWriter
 
 from chimerakit.dtypes import nbytes_of
 from chimerakit.errors import PlanError
-from chimerakit.plan.memory import MAX_MEMORY, peak_memory, threads_within
+from chimerakit.plan.memory import MAX_MEMORY, needs_of, peak_memory
+from chimerakit.runners.local import Threads
 from tests import gguf_files, llama_cpp, synthetic
 from tests.merging import MIX_ALL, run_python
 from tests.plan.models import model, plan_of
@@ -46,13 +47,13 @@ def test_fewer_jobs_run_where_memory_is_short() -> None:
     """As many as fit, at most what was asked for; one job that does not fit is refused with both numbers."""
     plan = plan_of(HALF, base=model("fp8"), r1=model("fp8", shards=2))
     for jobs in (1, 2, 7):
-        assert threads_within(plan, peak_memory(plan, jobs), 100) == jobs
-        assert threads_within(plan, peak_memory(plan, jobs), 1) == 1
-        assert threads_within(plan, peak_memory(plan, jobs + 1) - 1, 100) == jobs
-    assert peak_memory(plan, threads_within(plan, MAX_MEMORY, 1000)) <= MAX_MEMORY
+        assert Threads(100, peak_memory(plan, jobs)).room(needs_of(plan)) == jobs
+        assert Threads(1, peak_memory(plan, jobs)).room(needs_of(plan)) == 1
+        assert Threads(100, peak_memory(plan, jobs + 1) - 1).room(needs_of(plan)) == jobs
+    assert peak_memory(plan, Threads(1000).workers(needs_of(plan)).count) <= MAX_MEMORY
     least = peak_memory(plan, 1)
     with pytest.raises(PlanError) as refused:
-        threads_within(plan, least - 1, 1)
+        Threads(1, least - 1).workers(needs_of(plan))
     assert str(refused.value) == (
         "there is too little memory for this: 1 problem\n"
         f"  1. one job at a time takes up to {least / MB:.0f} MB; {(least - 1) / MB:.0f} MB are allowed"
@@ -64,14 +65,16 @@ def test_fewer_jobs_run_where_memory_is_short() -> None:
 MEASURE = """
 import json, sys
 from pathlib import Path
-from chimerakit.plan.memory import peak_memory, threads_within
+from chimerakit.plan.memory import needs_of, peak_memory
 from chimerakit.merge import merge_parents
+from chimerakit.runners.local import Threads
 from tests.merging import plan_of
 
 v3, r1, child, rules, most = sys.argv[1:]
 plan = plan_of({"v3": Path(v3), "r1": Path(r1)}, rules)
-threads = threads_within(plan, int(most), 100)
-merged = merge_parents(plan, child, threads=100, max_memory=int(most))
+runner = Threads(100, int(most))
+threads = runner.room(needs_of(plan))
+merged = merge_parents(plan, child, runner=runner)
 # Not ru_maxrss: that starts at the peak of the process which started this one.
 line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 outcomes = sorted({unit.outcome for unit in merged.manifest.units})

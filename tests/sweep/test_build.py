@@ -18,6 +18,7 @@ from chimerakit.plan import make_plan
 from chimerakit.plan.memory import peak_memory
 from chimerakit.recipe import parse_recipe
 from chimerakit.records import Plan
+from chimerakit.runners.local import Threads
 from chimerakit.stores.local import Reader
 from chimerakit.sweep.build import build_children
 from chimerakit.sweep.sharing import disk_of
@@ -74,9 +75,9 @@ def test_each_is_what_merge_makes_of_its_plan_alone(storage: str, components: st
     """Byte for byte, manifest included; and every one of them is proven against its parents."""
     parents = parents_in(tmp_path / "parents", storage)
     plans = plans_of(parents, components, output)
-    build_children(plans, tmp_path / "zoo", threads=3)
+    build_children(plans, tmp_path / "zoo", runner=Threads(3))
     for name, plan in plans.items():
-        merge_parents(plan, tmp_path / "alone", threads=2, force=True)
+        merge_parents(plan, tmp_path / "alone", runner=Threads(2), force=True)
         assert bytes_in(tmp_path / "zoo" / name) == bytes_in(tmp_path / "alone"), name
     opened = {name: open_checkpoint(path) for name, path in parents.items()}
     assert verify_child(tmp_path / "zoo" / "r1-0.25", opened).ok
@@ -128,7 +129,7 @@ def test_parents_are_read_once_for_all_children(tmp_path: Path, monkeypatch: pyt
 
     def reads(plans: Mapping[str, Plan], folder: str) -> int:
         read[0] = 0
-        build_children(plans, tmp_path / folder, threads=1)
+        build_children(plans, tmp_path / folder, runner=Threads(1))
         return read[0]
 
     middle = {name: plans[name] for name in ("r1-0.25", "r1-0.5")}
@@ -168,7 +169,7 @@ def interrupt(plans: Mapping[str, Plan], folder: Path, after: float) -> None:
                 raise _Stop
 
     with pytest.raises(_Stop):
-        build_children(plans, folder, threads=2, listener=stop)
+        build_children(plans, folder, runner=Threads(2), listener=stop)
 
 
 @pytest.mark.parametrize("after", [0.02, 0.3, 0.6, 0.95])
@@ -176,8 +177,8 @@ def test_interrupted_anywhere_it_goes_on_and_ends_in_the_same_bytes(after: float
     """Nothing that looks finished is not; what was written is not written again."""
     plans = plans_of(parents_in(tmp_path / "parents"))
     interrupt(plans, tmp_path / "zoo", after)
-    build_children(plans, tmp_path / "zoo", threads=2)
-    build_children(plans, tmp_path / "whole", threads=2)
+    build_children(plans, tmp_path / "zoo", runner=Threads(2))
+    build_children(plans, tmp_path / "whole", runner=Threads(2))
     assert bytes_in(tmp_path / "zoo") == bytes_in(tmp_path / "whole")
 
 
@@ -188,8 +189,8 @@ def test_files_with_other_names_are_written_anew_and_not_through_them(after: flo
     interrupt(plans, tmp_path / "zoo", after)
     shutil.copytree(tmp_path / "zoo", tmp_path / "snapshot", copy_function=os.link)
     before = bytes_in(tmp_path / "snapshot")
-    build_children(plans, tmp_path / "zoo", threads=2)
-    build_children(plans, tmp_path / "whole", threads=2)
+    build_children(plans, tmp_path / "zoo", runner=Threads(2))
+    build_children(plans, tmp_path / "whole", runner=Threads(2))
     assert bytes_in(tmp_path / "zoo") == bytes_in(tmp_path / "whole")
     assert bytes_in(tmp_path / "snapshot") == before
 
@@ -249,11 +250,11 @@ def test_plans_of_other_parents_are_not_one_sweep(tmp_path: Path) -> None:
 def test_too_little_memory_makes_smaller_batches_or_is_refused(tmp_path: Path) -> None:
     """Children fit together as long as there is room for their buffers; for one there must be enough."""
     plans = plans_of(parents_in(tmp_path / "parents"))
-    build_children(plans, tmp_path / "zoo", max_memory=330 << 20)
+    build_children(plans, tmp_path / "zoo", runner=Threads(max_memory=330 << 20))
     build_children(plans, tmp_path / "wide")
     assert bytes_in(tmp_path / "zoo") == bytes_in(tmp_path / "wide")
-    with pytest.raises(PlanError, match="not enough for one job"):
-        build_children(plans, tmp_path / "none", max_memory=100 << 20)
+    with pytest.raises(PlanError, match="one job at a time takes"):
+        build_children(plans, tmp_path / "none", runner=Threads(max_memory=100 << 20))
 
 
 def test_too_little_memory_for_the_last_is_refused_before_the_first_is_made(tmp_path: Path) -> None:
@@ -263,10 +264,10 @@ def test_too_little_memory_for_the_last_is_refused_before_the_first_is_made(tmp_
     plans = {"copied": plans["r1-1"], "mixed": plans["r1-0.5"]}
     enough = peak_memory(plans["copied"], 1)
     assert enough < peak_memory(plans["mixed"], 1)
-    with pytest.raises(PlanError, match=r"mixed: .* not enough for one job"):
-        build_children(plans, tmp_path / "zoo", threads=1, max_memory=enough)
+    with pytest.raises(PlanError, match=r"mixed: one job at a time takes"):
+        build_children(plans, tmp_path / "zoo", runner=Threads(1, enough))
     assert not any((tmp_path / "zoo").iterdir())
-    build_children({"copied": plans["copied"]}, tmp_path / "zoo", threads=1, max_memory=enough)
+    build_children({"copied": plans["copied"]}, tmp_path / "zoo", runner=Threads(1, enough))
 
 
 def test_a_disk_that_is_too_small_for_all_is_refused_before_anything_is_written(
@@ -323,7 +324,7 @@ def test_quants_are_decoded_once_and_come_out_the_same(output: str, tmp_path: Pa
         rules = f"- {{mix: {{r1: {share}}}, components: [routed_experts, attention]}}"
         text = f"parents: {{v3: , r1: }}\nbase: v3\nrules:\n{rules}\n" + (f"output: {{{output}}}\n" if output else "")
         plans[f"r1-{share}"] = make_plan(parse_recipe(text), parents)
-    build_children(plans, tmp_path / "zoo", threads=2, allow_nonfinite=True)
+    build_children(plans, tmp_path / "zoo", runner=Threads(2), allow_nonfinite=True)
     for name, plan in plans.items():
         merge_parents(plan, tmp_path / "alone", force=True, allow_nonfinite=True)
         assert bytes_in(tmp_path / "zoo" / name) == bytes_in(tmp_path / "alone"), name

@@ -26,6 +26,7 @@ from chimerakit.recipe import Ranges, parse_recipe, read_ranges
 from chimerakit.recipe.text import load_yaml
 from chimerakit.records import Checkpoint, Recipe
 from chimerakit.report.saved import load_result
+from chimerakit.runners.local import Threads
 from chimerakit.sweep import Goal, Keep, Sweep, Wish, plan_children, sweep_children
 from tests.durability.kinds import make_parents
 from tests.effort import examples
@@ -234,12 +235,12 @@ def test_too_little_memory_for_a_later_batch_is_refused_before_the_first(
     enough = peak_memory(plan_children(ranges_of("[1]"), parents)["r1-1"], 1)
     for shares, wish in (("[1, 0.5]", Wish((TASK,), batch=1)), ("[0, 1]", Wish((TASK,), goal=GOAL))):
         out = tmp_path / shares
-        with pytest.raises(PlanError, match=r"r1-0\.5: .* not enough for one job"):
-            sweep_children(ranges_of(shares), parents, out, wish, threads=1, max_memory=enough)
+        with pytest.raises(PlanError, match=r"r1-0\.5: one job at a time takes"):
+            sweep_children(ranges_of(shares), parents, out, wish, runner=Threads(1, enough))
         assert not asked.exists()
         assert not (out / "children").exists()
         found = sweep_children(ranges_of(shares), parents, out, wish)
-        assert sweep_children(ranges_of(shares), parents, out, wish, threads=1, max_memory=enough) == found
+        assert sweep_children(ranges_of(shares), parents, out, wish, runner=Threads(1, enough)) == found
         asked.unlink()
 
 

@@ -31,10 +31,11 @@ from chimerakit.errors import MapError
 from chimerakit.events import Listener, Report, Said, ignore
 from chimerakit.execute import Inputs
 from chimerakit.manifest import parent_record
-from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
+from chimerakit.plan.memory import needs_of_scan
 from chimerakit.plan.panels import largest_panel
 from chimerakit.records import Checkpoint, Component, Tensor, Unit
-from chimerakit.runners.local import default_threads
+from chimerakit.runners import Runner, Workers
+from chimerakit.runners.local import LOCAL
 from chimerakit.scan import ScanJob, ScanUnit, Values, cut_jobs, objection_to, run_scan, scan_units
 from chimerakit.stores.digest import digest_of, digest_range
 from chimerakit.stores.journal import Journal
@@ -75,24 +76,20 @@ def compare_checkpoints(
     *,
     states: AnyStates | None = None,
     partial: Path | None = None,
-    threads: int | None = None,
-    max_memory: int = MAX_MEMORY,
+    runner: Runner = LOCAL,
     listener: Listener = ignore,
 ) -> DifferenceMap:
     """The difference map of a base and another checkpoint; every weight byte of both is read once, those of routers twice.
 
     states: what the routers are asked on, each for the experts that it chooses; None asks nothing. partial: a file to which results are appended as they come, and from which a second call goes on; the caller removes it
-    when it has the map. threads: jobs at a time, at most; as many as max_memory (bytes) allows. The map is the same for any
-    number of them. Raises PlanError (memory), CheckpointError (also for states that fit no router), OutputError (the partial
+    when it has the map. runner: where jobs are done; the map is the same wherever. Raises PlanError (memory), CheckpointError (also for states that fit no router), OutputError (the partial
     file).
     """
     pair = _Pair(a, b)
     identities = [_identity(checkpoint, pair.units[side].values()) for side, checkpoint in pair.sides.items()]
     with nullcontext() if partial is None else closing(Journal(partial)) as journal:
-        routers = pair.compare_routers(
-            states, threads, max_memory, listener
-        )  # first: bad states are told before long work
-        found = pair.compare(journal, threads, max_memory, listener)
+        routers = pair.compare_routers(states, runner, listener)  # first: bad states are told before long work
+        found = pair.compare(journal, runner, listener)
     return DifferenceMap(
         a=identities[0],
         b=identities[1],
@@ -109,15 +106,14 @@ def measure_units(
     b: Checkpoint,
     names: Collection[str],
     *,
-    threads: int | None = None,
-    max_memory: int = MAX_MEMORY,
+    runner: Runner = LOCAL,
     listener: Listener = ignore,
 ) -> dict[str, float]:
     """How far some units lie apart, as `distances` says it of a map; nothing of the others is read.
 
-    Units that can't be compared are left out. threads, max_memory, errors: as for `compare_checkpoints`.
+    Units that can't be compared are left out. runner, errors: as for `compare_checkpoints`.
     """
-    found = _Pair(a, b, names).compare(None, threads, max_memory, listener)
+    found = _Pair(a, b, names).compare(None, runner, listener)
     return {unit.unit: unit.distance for unit in found}
 
 
@@ -134,23 +130,17 @@ class _Pair:
         self.problems = {name: problem for name, problem in objections.items() if problem}
         self._todo = [unit for unit in both if unit.name not in self.problems]
 
-    def compare(
-        self, journal: Journal | None, threads: int | None, max_memory: int, listener: Listener
-    ) -> list[UnitDifference]:
+    def compare(self, journal: Journal | None, runner: Runner, listener: Listener) -> list[UnitDifference]:
         """All units that can be compared, in their order."""
         most = largest_panel(unit.kind for unit in self._todo)
-        threads = scan_threads_within(len(self.there), most, 2, max_memory, threads or default_threads())
+        workers = runner.workers(needs_of_scan(len(self.there), most, 2))
         jobs = cut_jobs(self.sides, self._todo)
-        found = {unit.unit: unit for unit in _compare(jobs, journal, threads, listener)}
+        found = {unit.unit: unit for unit in _compare(jobs, journal, workers, listener)}
         return [found[unit.name] for unit in self._todo]
 
-    def compare_routers(
-        self, states: AnyStates | None, threads: int | None, max_memory: int, listener: Listener
-    ) -> list[RouterDifference]:
+    def compare_routers(self, states: AnyStates | None, runner: Runner, listener: Listener) -> list[RouterDifference]:
         """The routers of all layers that can be compared."""
-        return compare_routers(
-            self.sides, self._anatomies, self._todo, states, threads=threads, max_memory=max_memory, listener=listener
-        )
+        return compare_routers(self.sides, self._anatomies, self._todo, states, runner=runner, listener=listener)
 
 
 def _only(there: Iterable[ScanUnit], side: str) -> tuple[str, ...]:
@@ -171,7 +161,7 @@ def _problem(anatomies: Mapping[str, Anatomy], unit: Mapping[str, Unit]) -> str:
 
 
 def _compare(
-    jobs: Sequence[ScanJob], journal: Journal | None, threads: int, listener: Listener
+    jobs: Sequence[ScanJob], journal: Journal | None, workers: Workers, listener: Listener
 ) -> Iterator[UnitDifference]:
     """All units of all jobs; those of jobs that an earlier call did as it left them."""
     kept = {} if journal is None else _kept(jobs, journal)
@@ -180,7 +170,7 @@ def _compare(
     todo = [job for job in jobs if job.id not in kept]
     for answer in kept.values():
         yield from answer
-    for job, answer in run_scan("comparing", _compare_job, todo, threads=threads, listener=listener):
+    for job, answer in run_scan("comparing", _compare_job, todo, workers=workers, listener=listener):
         if journal is not None:
             journal.append(msgspec.json.encode(_Line.of(job, msgspec.json.encode(answer))))
         yield from answer

@@ -6,6 +6,7 @@ compared all the same, and the reason stands in the choices' place. Gates are sm
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from chimerakit.anatomy import Anatomy
@@ -16,10 +17,10 @@ from chimerakit.dtypes import numel_of
 from chimerakit.errors import CheckpointError
 from chimerakit.events import Listener, Report
 from chimerakit.execute import Inputs
-from chimerakit.plan.memory import scan_threads_within
+from chimerakit.plan.memory import needs_of_scan
 from chimerakit.plan.panels import largest_panel
 from chimerakit.records import Checkpoint
-from chimerakit.runners.local import default_threads
+from chimerakit.runners import Runner
 from chimerakit.scan import ScanJob, ScanUnit, run_scan
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ def compare_routers(
     units: Sequence[ScanUnit],
     states: AnyStates | None,
     *,
-    threads: int | None,
-    max_memory: int,
+    runner: Runner,
     listener: Listener,
 ) -> list[RouterDifference]:
     """The routers of all layers. units: those that both sides have with the same shape, and that can be decoded.
@@ -64,13 +64,11 @@ def compare_routers(
     sizes = [(router.experts, router.hidden) for router in routers]
     read = [tensor.shape for tensor in states.layers.values()] if isinstance(states, RecordedStates) else []
     weights = max(*map(numel_of, sizes), largest_panel((shape, ()) for shape in read))
-    threads = scan_threads_within(len(units), weights, len(sides), max_memory, threads or default_threads())
-
-    def compare(job: ScanJob, inputs: Inputs, report: Report) -> RouterDifference:
-        return _compare_router(routers[job.id], states, inputs, report)
-
+    workers = runner.workers(needs_of_scan(len(units), weights, len(sides)))
     jobs = _make_jobs(sides, routers, states)
-    found = run_scan("comparing routers", compare, jobs, threads=threads, listener=listener)
+    found = run_scan(
+        "comparing routers", partial(_compare_job, routers, states), jobs, workers=workers, listener=listener
+    )
     return sorted(found, key=lambda router: (router.layer, router.gate))
 
 
@@ -129,6 +127,12 @@ def _make_jobs(sides: Mapping[str, Checkpoint], routers: Sequence[_Router], stat
 
 
 # ------------------------------------------------------------------------------------------ one router
+
+
+def _compare_job(
+    routers: Sequence[_Router], states: AnyStates | None, job: ScanJob, inputs: Inputs, report: Report
+) -> RouterDifference:
+    return _compare_router(routers[job.id], states, inputs, report)
 
 
 def _compare_router(router: _Router, states: AnyStates | None, inputs: Inputs, report: Report) -> RouterDifference:

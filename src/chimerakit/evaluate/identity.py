@@ -15,7 +15,9 @@ from chimerakit.execute import Inputs
 from chimerakit.formats import open_checkpoint
 from chimerakit.manifest import read_manifest
 from chimerakit.output import is_finished
+from chimerakit.plan.memory import needs_of_scan
 from chimerakit.records import Checkpoint
+from chimerakit.runners.local import LOCAL
 from chimerakit.scan import ScanJob, scan_jobs, scan_units
 from chimerakit.stores.digest import digest_file, digest_of, digest_range
 
@@ -41,21 +43,19 @@ def identify(path: Path, listener: Listener) -> tuple[str, str]:
 
 def _read(checkpoint: Checkpoint, listener: Listener) -> dict[str, str]:
     """The digest of every tensor."""
-
-    def ask(job: ScanJob, inputs: Inputs, report: Report) -> dict[str, str]:
-        tensors = [tensor for unit in job.units for tensor in unit.sides[_SIDE].tensors]
-        return {
-            t.name: digest_range(inputs.reader(_SIDE, t.file), t.start, t.nbytes, report=report).xxh3 for t in tensors
-        }
-
     units = scan_units({_SIDE: Anatomy(checkpoint).units()})
     found: dict[str, str] = {}
     sides = {_SIDE: checkpoint}
-    for digests in scan_jobs(
-        "reading weights, to know whose answers", ask, sides, units, threads=None, listener=listener
-    ):
+    workers = LOCAL.workers(needs_of_scan(len(units), 0, 1))
+    work = "reading weights, to know whose answers"
+    for digests in scan_jobs(work, _digest_job, sides, units, workers=workers, listener=listener):
         found |= digests
     return found
+
+
+def _digest_job(job: ScanJob, inputs: Inputs, report: Report) -> dict[str, str]:
+    tensors = [tensor for unit in job.units for tensor in unit.sides[_SIDE].tensors]
+    return {t.name: digest_range(inputs.reader(_SIDE, t.file), t.start, t.nbytes, report=report).xxh3 for t in tensors}
 
 
 def _of_weights(checkpoint: Checkpoint, digests: Mapping[str, str]) -> str:

@@ -33,8 +33,9 @@ from chimerakit.explain.settings import Digest, differences, find_plan
 from chimerakit.formats import open_checkpoint
 from chimerakit.numerics.cells import Interval
 from chimerakit.plan.deltas import units_in_question
-from chimerakit.plan.memory import MAX_MEMORY
 from chimerakit.records import Checkpoint, Plan, Recipe, Role, Row
+from chimerakit.runners import Runner
+from chimerakit.runners.local import LOCAL
 from chimerakit.stores.digest import digest_file
 
 Verdict = Literal["equal", "mixed", "estimated", "unexplained"]
@@ -125,21 +126,20 @@ def explain_child(
     child: Path | str,
     parents: Mapping[str, Checkpoint],
     *,
-    threads: int | None = None,
-    max_memory: int = MAX_MEMORY,
+    runner: Runner = LOCAL,
     sample: float | None = None,
     seed: int = 0,
     listener: Listener = ignore,
 ) -> Explanation:
     """Find the recipe that makes a child of these parents, from their weights alone.
 
-    The recipe gives every byte of the units that are explained: each was made again. threads: jobs at a time, at most;
-    as many as max_memory (bytes) allows. sample: the share (0 to 1) of all bytes to look at, drawn with the seed: then
+    The recipe gives every byte of the units that are explained: each was made again. runner: where jobs are
+    done. sample: the share (0 to 1) of all bytes to look at, drawn with the seed: then
     nothing is proven of the rest, and no rule has a delta. Raises PlanError for parents of another architecture, one given
     twice, one named "child", or if one job needs more memory.
     """
     drawn = None if sample is None else (sample, seed)
-    passes = Passes(open_checkpoint(child), parents, threads, max_memory, listener, drawn)
+    passes = Passes(open_checkpoint(child), parents, runner, listener, drawn)
     digest = cache(lambda path: digest_file(path).xxh3)
     seen = passes.look()
     evidence = decide(passes.doubt(seen) if is_other(seen) else seen)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from chimerakit.anatomy import Anatomy
@@ -16,13 +17,14 @@ from chimerakit.explain.evidence import Evidence
 from chimerakit.explain.look import doubt, look_at, outline
 from chimerakit.explain.sample import Sampled, cut_row, cut_unit, draw, nbytes_on
 from chimerakit.numerics.cells import Bound
-from chimerakit.plan.memory import scan_threads_within
+from chimerakit.plan.memory import needs_of_scan
 from chimerakit.plan.panels import largest_panel
 from chimerakit.records import Checkpoint, Row, Unit
-from chimerakit.runners.local import default_threads
-from chimerakit.scan import ScanUnit, objection_to, scan, scan_units
+from chimerakit.runners import Runner
+from chimerakit.scan import ScanUnit, objection_to, scan_about, scan_units
 
 A = TypeVar("A")
+T = TypeVar("T")
 
 
 class Passes:
@@ -32,8 +34,7 @@ class Passes:
         self,
         child: Checkpoint,
         parents: Mapping[str, Checkpoint],
-        threads: int | None,
-        max_memory: int,
+        runner: Runner,
         listener: Listener,
         sample: tuple[float, int] | None = None,
     ):
@@ -51,10 +52,8 @@ class Passes:
         self._sample = sample
         self.num_layers = self._anatomies[CHILD].num_layers
         most = largest_panel(unit.kind for unit in self._mine.values())
-        self._max_memory = max_memory
-        self._threads = scan_threads_within(
-            len(self._mine), most, len(self._sides), max_memory, threads or default_threads()
-        )
+        self._runner = runner
+        self._workers = runner.workers(needs_of_scan(len(self._mine), most, len(self._sides)))
         self._listener = listener
         self._answers: dict[Question, bool] = {}
         self._nonfinite = set[str]()
@@ -82,11 +81,9 @@ class Passes:
 
     def look(self) -> list[Evidence]:
         """What each unit of the child says, or of the sample, in the child's order."""
-
-        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> Evidence:
-            return look_at(unit, self._objections(unit), inputs, report)
-
-        found = self._scan("looking at units", ask, [name for name in self._mine if name in self._spans])
+        names = [name for name in self._mine if name in self._spans]
+        objections = {name: self._objections(self._mine[name]) for name in names}
+        found = self._scan("looking at units", _look, objections)
         self._seen = {name: replace(each, nbytes=nbytes_on(CHILD, [self._mine[name]])) for name, each in found.items()}
         self._nonfinite |= {name for name, each in found.items() if each.nonfinite}
         return list(self._seen.values())
@@ -94,11 +91,7 @@ class Passes:
     def doubt(self, evidence: Sequence[Evidence]) -> list[Evidence]:
         """The same, as another encoder made the child: shares that give the bytes of a small unit may do so by chance."""
         given = {found.unit: found for found in evidence if found.mixture is not None and not found.others}
-
-        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> Evidence:
-            return doubt(given[unit.name], unit, inputs, report)
-
-        doubted = self._scan("looking at small units", ask, given)
+        doubted = self._scan("looking at small units", doubt, given)
         return [doubted.get(found.unit, found) for found in evidence]
 
     def sampled(self) -> Sampled | None:
@@ -115,22 +108,14 @@ class Passes:
         waiting: dict[str, list[Question]] = {}
         for question in questions:
             if question not in self._answers:
-                if self._is_outside(question, self._outlines.get(question[0], ())):
+                if _is_outside(question, self._seen[question[0]].readable, self._outlines.get(question[0], ())):
                     self._answers[question] = False
                 else:
                     waiting.setdefault(question[0], []).append(question)
-
-        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> tuple[tuple[Bound, ...], dict[Question, Given]]:
-            bounds = self._outlines.get(unit.name)
-            if bounds is None:
-                bounds = self._outline(unit, inputs, report)
-            return bounds, {
-                question: gives(made_of_shares(unit, dict(question[1])), unit, inputs, report)
-                for question in waiting[unit.name]
-                if not self._is_outside(question, bounds)
-            }
-
-        for name, (bounds, made) in self._scan("making units again", ask, waiting).items():
+        asked = {
+            name: _Asked(tuple(some), self._seen[name], self._outlines.get(name)) for name, some in waiting.items()
+        }
+        for name, (bounds, made) in self._scan("making units again", _resolve, asked).items():
             self._outlines[name] = bounds
             self._answers |= {
                 question: question in made and self._is_given(name, made[question]) for question in waiting[name]
@@ -142,18 +127,6 @@ class Passes:
         if made.is_given and made.nonfinite:
             self._nonfinite.add(unit)
         return made.is_given
-
-    def _outline(self, unit: ScanUnit, inputs: Inputs, report: Report) -> tuple[Bound, ...]:
-        """What a few numbers of a unit allow, if it is a parent's; rules ask of many such whether they might be mixes."""
-        seen = self._seen[unit.name]
-        equal = next((parent for parent in seen.equal if parent in seen.readable), None)
-        return () if equal is None else outline(unit, equal, seen.readable, inputs, report)
-
-    def _is_outside(self, question: Question, bounds: Sequence[Bound]) -> bool:
-        """Whether numbers tell that shares do not give a unit."""
-        shares = dict(question[1])
-        at = [shares.get(parent, 0.0) for parent in self._seen[question[0]].readable]
-        return not all(bound.allows(at) for bound in bounds)
 
     def check(self, rows: Mapping[str, Row], evidence: Sequence[Evidence]) -> dict[str, str]:
         """Of each unit, why a plan does not give its bytes; nothing if it does: nothing is believed of how its recipe was
@@ -176,11 +149,7 @@ class Passes:
                     doubtful[each.unit] = row
             elif copied not in each.equal:
                 says[each.unit] = f"the recipe copies it from {copied!r}, whose bytes are others"
-
-        def ask(unit: ScanUnit, inputs: Inputs, report: Report) -> Given:
-            return gives(doubtful[unit.name], unit, inputs, report)
-
-        for name, made in self._scan("making units again", ask, doubtful).items():
+        for name, made in self._scan("making units again", gives, doubtful).items():
             says[name] = "" if self._is_given(name, made) else "the recipe does not give it"
         return says
 
@@ -208,20 +177,19 @@ class Passes:
                 self._sides[base],
                 self._sides[parent],
                 units,
-                threads=self._threads,
-                max_memory=self._max_memory,
+                runner=self._runner,
                 listener=self._listener,
             )
         return self._distances[key]
 
-    def _scan(self, work: str, ask: Callable[[ScanUnit, Inputs, Report], A], names: Collection[str]) -> dict[str, A]:
-        """The answers for units, in their order."""
-        units = [cut_unit(self._mine[name], self._spans[name]) for name in names]
+    def _scan(self, work: str, ask: Callable[[T, ScanUnit, Inputs, Report], A], about: Mapping[str, T]) -> dict[str, A]:
+        """The answers for units, in their order; `ask` is given what is about each."""
+        units = [cut_unit(self._mine[name], self._spans[name]) for name in about]
         if not units:
             return {}
-        answers = scan(work, ask, self._sides, units, threads=self._threads, listener=self._listener)
+        answers = scan_about(work, ask, about, self._sides, units, workers=self._workers, listener=self._listener)
         found = {unit.name: answer for unit, answer in answers}
-        return {name: found[name] for name in names}
+        return {name: found[name] for name in about}
 
     def _objections(self, unit: ScanUnit) -> dict[str, str]:
         """Why the values of each side can't be had, if so."""
@@ -232,6 +200,46 @@ class Passes:
         if objection := objection_to(self._anatomies[side], unit):
             return objection
         return "" if unit.shape == shape else f"its shape is {list(unit.shape)}, the child's {list(shape)}"
+
+
+# ------------------------------------------------------------------------------- what is asked of units
+
+
+class _Asked(Struct, frozen=True):
+    """What is to be found out of one unit."""
+
+    questions: tuple[Question, ...]
+    seen: Evidence
+    outline: tuple[Bound, ...] | None
+    """What a few of its numbers allow, if that is known."""
+
+
+def _look(objections: Mapping[str, str], unit: ScanUnit, inputs: Inputs, report: Report) -> Evidence:
+    return look_at(unit, objections, inputs, report)
+
+
+def _resolve(
+    mine: _Asked, unit: ScanUnit, inputs: Inputs, report: Report
+) -> tuple[tuple[Bound, ...], dict[Question, Given]]:
+    bounds = _outline(mine.seen, unit, inputs, report) if mine.outline is None else mine.outline
+    return bounds, {
+        question: gives(made_of_shares(unit, dict(question[1])), unit, inputs, report)
+        for question in mine.questions
+        if not _is_outside(question, mine.seen.readable, bounds)
+    }
+
+
+def _outline(seen: Evidence, unit: ScanUnit, inputs: Inputs, report: Report) -> tuple[Bound, ...]:
+    """What a few numbers of a unit allow, if it is a parent's; rules ask of many such whether they might be mixes."""
+    equal = next((parent for parent in seen.equal if parent in seen.readable), None)
+    return () if equal is None else outline(unit, equal, seen.readable, inputs, report)
+
+
+def _is_outside(question: Question, parents: Sequence[str], bounds: Sequence[Bound]) -> bool:
+    """Whether numbers tell that shares do not give a unit."""
+    shares = dict(question[1])
+    at = [shares.get(parent, 0.0) for parent in parents]
+    return not all(bound.allows(at) for bound in bounds)
 
 
 def _as_added(shares: Mapping[str, float]) -> list[tuple[str, float]]:

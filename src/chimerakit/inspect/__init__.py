@@ -23,22 +23,21 @@ from chimerakit.inspect.records import Inspection
 from chimerakit.inspect.values import take_censuses
 from chimerakit.manifest import MANIFEST, WORKSPACE, read_manifest
 from chimerakit.output import is_finished
-from chimerakit.plan.memory import MAX_MEMORY
 from chimerakit.records import Checkpoint
+from chimerakit.runners import Runner
+from chimerakit.runners.local import LOCAL
 
 
 def inspect_checkpoint(
     path: Path | str,
     *,
     values: bool = False,
-    threads: int | None = None,
-    max_memory: int = MAX_MEMORY,
+    runner: Runner = LOCAL,
     listener: Listener = ignore,
 ) -> Inspection:
     """Look at a folder or a weight file: at headers and config only, unless `values` are asked for.
 
-    threads: jobs at a time, at most; as many as max_memory (bytes) allows. Raises CheckpointError for a damaged
-    checkpoint, ManifestError or RecipeError for a damaged manifest, ManifestError for a child too unfinished to be opened,
+    runner: where jobs are done. Raises CheckpointError for a damaged checkpoint, ManifestError or RecipeError for a damaged manifest, ManifestError for a child too unfinished to be opened,
     PlanError if one job needs more memory.
     """
     path = Path(path)
@@ -48,7 +47,7 @@ def inspect_checkpoint(
     anatomy = Anatomy(checkpoint)
     units = anatomy.units()
     provenance = None if manifest is None else find_provenance(manifest, units)
-    censuses = take_censuses(anatomy, units, threads, max_memory, listener) if values else None
+    censuses = take_censuses(anatomy, units, runner, listener) if values else None
     parts = tuple(make_parts(units.values(), censuses))
     has_table = anatomy.family.name != GENERIC
     return Inspection(

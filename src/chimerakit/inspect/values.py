@@ -9,25 +9,23 @@ from chimerakit.dtypes import FP8_BLOCKS, numel_of
 from chimerakit.events import Listener, Report
 from chimerakit.execute import Inputs
 from chimerakit.inspect.records import Census, Censuses, UnitCensus
-from chimerakit.plan.memory import scan_threads_within
+from chimerakit.plan.memory import needs_of_scan
 from chimerakit.plan.panels import largest_panel
 from chimerakit.records import Unit
-from chimerakit.runners.local import default_threads
+from chimerakit.runners import Runner
 from chimerakit.scan import ScanUnit, Values, is_hole, objection_to, scan, scan_units
 
 _SIDE = "checkpoint"
 
 
-def take_censuses(
-    anatomy: Anatomy, units: Mapping[str, Unit], threads: int | None, max_memory: int, listener: Listener
-) -> Censuses:
+def take_censuses(anatomy: Anatomy, units: Mapping[str, Unit], runner: Runner, listener: Listener) -> Censuses:
     """A census of every unit that can be decoded; each is read once."""
     unread = {name: why for name, unit in units.items() if (why := objection_to(anatomy, unit))}
     readable = [unit for unit in scan_units({_SIDE: units}) if unit.name not in unread]
     most = largest_panel(unit.kind for unit in readable)
-    threads = scan_threads_within(len(readable), most, 1, max_memory, threads or default_threads())
+    workers = runner.workers(needs_of_scan(len(readable), most, 1))
     sides = {_SIDE: anatomy.checkpoint}
-    found = {u.name: c for u, c in scan("counting", _take_census, sides, readable, threads=threads, listener=listener)}
+    found = {u.name: c for u, c in scan("counting", _take_census, sides, readable, workers=workers, listener=listener)}
     return Censuses(tuple(UnitCensus(unit.name, unit.role, found[unit.name]) for unit in readable), unread)
 
 

@@ -7,6 +7,8 @@ Tests hold this against processes that merge tensors of gigabytes.
 
 from collections.abc import Sequence
 
+from msgspec import Struct
+
 from chimerakit.dtypes import BLOCK, FP8_BLOCKS, QUANTS, numel_of
 from chimerakit.errors import PlanError
 from chimerakit.plan.panels import cut
@@ -27,51 +29,55 @@ _ROW = 2500
 """Bytes of a unit's records, from its tensors to its line in the manifest."""
 
 
+class Needs(Struct, frozen=True):
+    """What jobs take of memory, in bytes."""
+
+    process: int
+    """A process that does such jobs, before it begins."""
+    records: int
+    """The records of all units, which only the process has that gives the jobs out."""
+    job: int
+    """Each job that runs."""
+
+
 def peak_memory(plan: Plan, threads: int) -> int:
     """Bytes of memory that running the plan takes at most with so many jobs at a time."""
-    fixed, each = _needs(plan)
-    return fixed + threads * each
+    needs = needs_of(plan)
+    return needs.process + needs.records + threads * needs.job
 
 
-def threads_within(plan: Plan, max_memory: int, threads: int, *, records: int = 1) -> int:
-    """How many jobs may run at a time, at most `threads`. Raises PlanError where there is not enough for one.
+def needs_of(plan: Plan, *, records: int = 1) -> Needs:
+    """What the jobs of a plan take.
 
     records: how often the records of all units are held; a proof holds a manifest that is given and one that is made.
     """
-    fixed, each = _needs(plan)
-    return _fit(fixed + (records - 1) * _ROW * len(plan.rows), each, max_memory, threads)
+    panel = max((_panel_nbytes(row) for row in plan.rows if row.kind != "copy"), default=0)
+    return Needs(_MIXING if panel else _COPYING, records * _ROW * len(plan.rows), STAGE + 2 * CHUNK + panel)
 
 
-def threads_for(plans: Sequence[Plan], max_memory: int, threads: int) -> int:
-    """How many jobs may run at a time that make the same units of several children; 0 where there is not enough for one."""
-    fixed, each = _needs(max(plans, key=lambda plan: _needs(plan)[1]))
-    rows = sum(len(plan.rows) for plan in plans[1:])
+def needs_together(plans: Sequence[Plan]) -> Needs:
+    """What jobs take that make the same units of several children."""
+    needs = max(map(needs_of, plans), key=lambda needs: needs.job)
     scales = max((_scales_nbytes(row) for plan in plans for row in plan.rows if row.kind != "copy"), default=0)
-    fixed, each = fixed + _ROW * rows, each + (len(plans) - 1) * (STAGE + CHUNK + scales)
-    return max(0, min(threads, (max_memory - fixed) // each))
+    rows = sum(len(plan.rows) for plan in plans)
+    return Needs(needs.process, _ROW * rows, needs.job + (len(plans) - 1) * (STAGE + CHUNK + scales))
 
 
-def scan_threads_within(num_units: int, weights: int, sides: int, max_memory: int, threads: int) -> int:
-    """The same for reading `num_units` units of some checkpoints, whose panels have at most so many weights; 0 weights for
+def needs_of_scan(num_units: int, weights: int, sides: int) -> Needs:
+    """What reading `num_units` units of some checkpoints takes, whose panels have at most so many weights; 0 weights for
     reading bytes only."""
     # Of a panel: bytes, float32 and float64 of each side, and the float64 of a base and of a child beside them.
-    each = 2 * CHUNK * sides + weights * (4 + 4 + 16) * sides + weights * 16
-    return _fit((_MIXING if weights else _COPYING) + _ROW * num_units * sides, each, max_memory, threads)
+    job = 2 * CHUNK * sides + weights * (4 + 4 + 16) * sides + weights * 16
+    return Needs(_MIXING if weights else _COPYING, _ROW * num_units * sides, job)
 
 
-def _fit(fixed: int, each: int, max_memory: int, threads: int) -> int:
-    if fixed + each > max_memory:
+def check_room(room: int, needed: int, max_memory: int) -> None:
+    """Refuse to begin where there is no room for one job. Raises PlanError."""
+    if room < 1:
         raise PlanError(
-            [f"one job at a time takes up to {(fixed + each) / 1e6:.0f} MB; {max_memory / 1e6:.0f} MB are allowed"],
+            [f"one job at a time takes up to {needed / 1e6:.0f} MB; {max_memory / 1e6:.0f} MB are allowed"],
             "there is too little memory for this",
         )
-    return min(threads, (max_memory - fixed) // each)
-
-
-def _needs(plan: Plan) -> tuple[int, int]:
-    """Bytes of the process, and of each job."""
-    panel = max((_panel_nbytes(row) for row in plan.rows if row.kind != "copy"), default=0)
-    return (_MIXING if panel else _COPYING) + _ROW * len(plan.rows), STAGE + 2 * CHUNK + panel
 
 
 def _panel_nbytes(row: Row) -> int:

@@ -15,6 +15,7 @@ import os
 import shutil
 from contextlib import closing, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from chimerakit.errors import OutputError
 from chimerakit.stores.local import PART, ZEROS, Buffer, Reader
@@ -40,14 +41,17 @@ def _refuse(path: Path, e: OSError) -> OutputError:
 
 
 class PartFile:
-    """A file of known size under its temporary name, written by ranges from any number of jobs."""
+    """A file of known size under its temporary name, written by ranges from any number of jobs.
 
-    def __init__(self, path: Path, nbytes: int):
+    is_new: whether it is made if it is not there.
+    """
+
+    def __init__(self, path: Path, nbytes: int, *, is_new: bool = True):
         self.path = path
         self.part = path.with_name(path.name + PART)
         self._direct: int | None = None
         self._is_direct = self._is_cloneable = True  # until the file system says no
-        self._fd = self._open(os.O_RDWR | os.O_CREAT)
+        self._fd = self._open(os.O_RDWR | (os.O_CREAT if is_new else 0))
         try:
             if os.fstat(self._fd).st_size != nbytes:
                 os.ftruncate(self._fd, nbytes)
@@ -185,9 +189,9 @@ class Stage:
         return self._start - self._start % PAGE
 
 
-def finish_file(path: Path) -> None:
-    """Give a complete part file its name."""
-    part = path.with_name(path.name + PART)
+def finish_file(path: Path, part: Path | None = None) -> None:
+    """Give a complete part file, which has the usual temporary name unless it is said, its name."""
+    part = part or path.with_name(path.name + PART)
     try:
         part.rename(path)
         sync_folder(path.parent)
@@ -213,6 +217,17 @@ def write_file(path: Path, data: bytes, *, below: Path | None = None) -> None:
         file.write(data, 0)
         file.sync()
     finish_file(path)
+
+
+def write_file_too(path: Path, data: bytes, *, beside: Path | None = None) -> None:
+    """The same where others may write this file at the same moment, perhaps on other machines: one of them is the last.
+
+    beside: a folder for what is unfinished, if it shall not lie in the file's own.
+    """
+    with closing(PartFile((beside or path.parent) / f"{path.name}.{uuid4().hex}", len(data))) as file:
+        file.write(data, 0)
+        file.sync()
+    finish_file(path, file.part)
 
 
 def make_folder(path: Path, below: Path | None = None) -> None:

@@ -8,6 +8,7 @@ would have made, manifest included, so it can be verified, gone on with and made
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
@@ -20,10 +21,12 @@ from chimerakit.manifest import read_manifest
 from chimerakit.merge import check_encoders, check_finished
 from chimerakit.output import check_output, is_finished, missing_nbytes
 from chimerakit.plan import make_jobs
-from chimerakit.plan.memory import MAX_MEMORY, threads_for
+from chimerakit.plan.memory import needs_together
 from chimerakit.plan.ranges import equal_shards
+from chimerakit.receipts import Receipts
 from chimerakit.records import Job, Made, Plan, Receipt
-from chimerakit.runners.local import default_threads
+from chimerakit.runners import Runner, Workers
+from chimerakit.runners.local import LOCAL
 from chimerakit.runners.watched import run_watched
 from chimerakit.stores.part import can_link, free_nbytes, has_links, make_folder
 from chimerakit.sweep.sharing import Shared, shared_files
@@ -33,8 +36,7 @@ def build_children(
     plans: Mapping[str, Plan],
     folder: Path,
     *,
-    threads: int | None = None,
-    max_memory: int = MAX_MEMORY,
+    runner: Runner = LOCAL,
     allow_nonfinite: bool = False,
     listener: Listener = ignore,
 ) -> None:
@@ -49,10 +51,10 @@ def build_children(
     make_folder(folder)
     shared = shared_files(plans) if has_links(folder) else {name: {} for name in plans}
     todo = {name: plan for name, plan in plans.items() if not _is_there(plan, folder / name)}
-    check_memory(todo, max_memory)
+    check_memory(todo, runner)
     linked = {name for name, plan in todo.items() if _can_link(plan, folder)}
     _check_space(todo, folder, shared, linked)
-    for batch in _batches(todo, max_memory, threads or default_threads()):
+    for batch in _batches(todo, runner):
         with ExitStack() as stack:
             children = {
                 name: stack.enter_context(
@@ -68,18 +70,17 @@ def build_children(
                 )
                 for name, plan in batch.items()
             }
-            most = threads_for(list(batch.values()), max_memory, threads or default_threads())
-            _Batch(batch, children, shared, folder, most, tell).run(allow_nonfinite=allow_nonfinite)
+            workers = runner.workers(needs_together(list(batch.values())))
+            _Batch(batch, children, shared, folder, workers, tell).run(allow_nonfinite=allow_nonfinite)
 
 
-def check_memory(plans: Mapping[str, Plan], max_memory: int) -> None:
+def check_memory(plans: Mapping[str, Plan], runner: Runner) -> None:
     """Refuse children of which not one job at a time can run. Raises PlanError."""
     for name, plan in plans.items():
-        if not threads_for([plan], max_memory, 1):
-            raise PlanError(
-                [f"{name}: {max_memory / 1e6:.0f} MB are not enough for one job at a time"],
-                "there is too little memory for this",
-            )
+        try:
+            runner.workers(needs_together([plan]))
+        except PlanError as e:
+            raise PlanError([f"{name}: {p}" for p in e.problems], "there is too little memory for this") from e
 
 
 def link_is_possible(plan: Plan, folder: Path) -> bool:
@@ -135,11 +136,12 @@ def _check_space(
         promised += missing + free - promised
 
 
-def _batches(todo: Mapping[str, Plan], max_memory: int, threads: int) -> Iterator[dict[str, Plan]]:
-    """As many children together as fit into memory; each alone does."""
+def _batches(todo: Mapping[str, Plan], runner: Runner) -> Iterator[dict[str, Plan]]:
+    """As many children together as leave room for two jobs at a time, if there is such for one child."""
     batch: dict[str, Plan] = {}
     for name, plan in todo.items():
-        if batch and threads_for([*batch.values(), plan], max_memory, threads) < min(2, threads):
+        alone = runner.room(needs_together([plan]))
+        if batch and runner.room(needs_together([*batch.values(), plan])) < min(2, alone):
             yield batch
             batch = {}
         batch[name] = plan
@@ -157,6 +159,25 @@ class _Together(Struct, frozen=True):
     def nbytes(self) -> int:
         """Bytes written."""
         return sum(job.nbytes for job in self.jobs)
+
+
+def _do_together(
+    kept: Mapping[str, Receipts], together: _Together, report: Report
+) -> tuple[_Together, tuple[Receipt, ...]]:
+    mine = [kept[name] for name in together.children]
+    for each in mine:
+        each.check_place()
+    if all(each.has(job) for each, job in zip(mine, together.jobs, strict=True)):
+        found = [each.find(job, lambda _: None) for each, job in zip(mine, together.jobs, strict=True)]
+        done = tuple(receipt for receipt in found if receipt is not None)
+        if len(done) == len(mine):
+            report(together.nbytes)
+            return together, done
+    receipts = run_together(together.jobs, report)
+    for each, receipt in zip(mine, receipts, strict=True):
+        each.check_place()
+        each.save(receipt)
+    return together, receipts
 
 
 class _Written(Struct, frozen=True):
@@ -177,14 +198,14 @@ class _Batch:
         children: Mapping[str, Child],
         shared: Mapping[str, Mapping[str, Shared]],
         folder: Path,
-        threads: int,
+        workers: Workers,
         tell: Listener,
     ):
         self._plans = plans
         self._children = children
         self._shared = shared
         self._folder = folder
-        self._threads = threads
+        self._workers = workers
         self._tell = tell
         self._receipts: dict[str, dict[int, Receipt]] = {name: {} for name in plans}
         self._waiting: dict[str, dict[str, set[int]]] = {}
@@ -231,7 +252,8 @@ class _Batch:
                 groups[_place_of(job)].append((name, job))
         work = [_Together(*(tuple(each) for each in zip(*group, strict=True))) for group in groups.values()]
         title = f"making {len(todo)} children" if len(todo) > 1 else f"making {next(iter(todo), '')}"
-        for together, receipts in run_watched(title, self._work, work, threads=self._threads, listener=self._tell):
+        do = partial(_do_together, {name: child.receipts for name, child in self._children.items()})
+        for together, receipts in run_watched(title, do, work, workers=self._workers, listener=self._tell):
             for name, receipt in zip(together.children, receipts, strict=True):
                 self._receipts[name][receipt.job] = receipt
                 self._tell(JobDone(receipt.job, receipt.nbytes, reused=False))
@@ -239,21 +261,15 @@ class _Batch:
                     ids.discard(receipt.job)
                 self._finish_shards(name)
 
-    def _work(self, together: _Together, report: Report) -> tuple[_Together, tuple[Receipt, ...]]:
-        receipts = run_together(together.jobs, report)
-        for name, receipt in zip(together.children, receipts, strict=True):
-            self._children[name].save(receipt)
-        return together, receipts
-
     def _look(self, name: str, jobs: Sequence[Job]) -> None:
         """What an earlier call did."""
         child = self._children[name]
-        if begun := [job for job in jobs if child.has_receipt(job)]:
+        if begun := [job for job in jobs if child.receipts.has(job)]:
             found = run_watched(
                 f"checking what is there of {name}",
-                child.receipt_of,
+                child.receipts.find,
                 begun,
-                threads=self._threads,
+                workers=self._workers,
                 listener=self._tell,
             )
             self._receipts[name] = {receipt.job: receipt for receipt in found if receipt is not None}

@@ -24,9 +24,10 @@ from chimerakit.manifest import MANIFEST
 from chimerakit.output import is_finished, read_begun
 from chimerakit.plan import make_plan
 from chimerakit.plan.deltas import Distances
-from chimerakit.plan.memory import MAX_MEMORY
 from chimerakit.recipe import Axis, Candidate, Ranges, recipe_to_yaml, sweep_axis
 from chimerakit.records import Checkpoint, Plan, Recipe
+from chimerakit.runners import Runner
+from chimerakit.runners.local import LOCAL
 from chimerakit.stores.local import read_file
 from chimerakit.stores.part import make_folder, write_file
 from chimerakit.sweep.bisect import crossing, middle
@@ -81,8 +82,7 @@ def sweep_children(
     wish: Wish = Wish(),  # noqa: B008 - frozen
     *,
     distances_of: DistancesOf = lambda _: None,
-    threads: int | None = None,
-    max_memory: int = MAX_MEMORY,
+    runner: Runner = LOCAL,
     listener: Listener = ignore,
 ) -> Sweep:
     """Make every child of a recipe with ranges, or those that a goal asks for, and measure them with their parents.
@@ -92,7 +92,7 @@ def sweep_children(
     _check(ranges, parents, wish)
     make_folder(output)
     with locked(output):
-        return _sweep(ranges, parents, output, wish, distances_of, threads, max_memory, listener)
+        return _sweep(ranges, parents, output, wish, distances_of, runner, listener)
 
 
 def _sweep(
@@ -101,11 +101,10 @@ def _sweep(
     output: Path,
     wish: Wish,
     distances_of: DistancesOf,
-    threads: int | None,
-    max_memory: int,
+    runner: Runner,
     listener: Listener,
 ) -> Sweep:
-    zoo = _Zoo(ranges, parents, output, wish, distances_of, threads, max_memory, listener)
+    zoo = _Zoo(ranges, parents, output, wish, distances_of, runner, listener)
     if wish.goal is None:
         candidates = ranges.candidates()
         zoo.plan(candidates)
@@ -205,8 +204,7 @@ class _Zoo:
         output: Path,
         wish: Wish,
         distances_of: DistancesOf,
-        threads: int | None,
-        max_memory: int,
+        runner: Runner,
         listener: Listener,
     ):
         self._ranges = ranges
@@ -214,8 +212,7 @@ class _Zoo:
         self._output = output
         self._wish = wish
         self._distances_of = distances_of
-        self._threads = threads
-        self._max_memory = max_memory
+        self._runner = runner
         self._listener = listener
         self._candidates: dict[str, Candidate] = {}
         self._recipes: dict[str, Recipe] = {}
@@ -255,7 +252,7 @@ class _Zoo:
     def check_memory(self, candidates: Sequence[Candidate]) -> None:
         """Refuse children that are to be made, now or later, if there is too little memory for one of them."""
         todo = [candidate for candidate in candidates if not self._is_there(candidate.name)]
-        check_memory({candidate.name: self._planned(candidate)[1] for candidate in todo}, self._max_memory)
+        check_memory({candidate.name: self._planned(candidate)[1] for candidate in todo}, self._runner)
 
     def _planned(self, candidate: Candidate) -> tuple[Recipe, Plan]:
         if candidate.name not in self._plans:
@@ -275,8 +272,7 @@ class _Zoo:
         build_children(
             there | {name: self._plans[name] for name in todo},
             self._output / "children",
-            threads=self._threads,
-            max_memory=self._max_memory,
+            runner=self._runner,
             listener=self._listener,
         )
         for name in names:

@@ -18,9 +18,10 @@ from chimerakit.errors import ChimerakitError
 from chimerakit.events import Listener, ignore, one_at_a_time
 from chimerakit.formats import open_checkpoint
 from chimerakit.manifest import read_manifest
-from chimerakit.plan.memory import MAX_MEMORY, scan_threads_within
+from chimerakit.plan.memory import needs_of_scan
 from chimerakit.records import Checkpoint, Finding, Findings, ImatrixFile
-from chimerakit.runners.local import default_threads
+from chimerakit.runners import Runner
+from chimerakit.runners.local import LOCAL
 from chimerakit.verify.disk import check_digests, check_files, check_headers, check_names, check_padding
 from chimerakit.verify.parents import check_parents
 
@@ -30,14 +31,13 @@ def verify_child(
     parents: Mapping[str, Checkpoint] | None = None,
     *,
     imatrix: ImatrixFile | None = None,
-    threads: int | None = None,
-    max_memory: int = MAX_MEMORY,
+    runner: Runner = LOCAL,
     listener: Listener = ignore,
 ) -> Findings:
     """Check a child against its manifest and, where parents are given, both against them.
 
-    imatrix: the importance matrix that quants were encoded by, where the manifest names one. threads: jobs at a time, at
-    most; as many as max_memory (bytes) allows. Raises ManifestError if there is no readable manifest, RecipeError or
+    imatrix: the importance matrix that quants were encoded by, where the manifest names one. runner:
+    where jobs are done. Raises ManifestError if there is no readable manifest, RecipeError or
     PlanError if its recipe and the parents make no plan, PlanError if one job needs more memory; anything else that is
     wrong is a finding.
     """
@@ -55,12 +55,11 @@ def verify_child(
         # Headers that are not the manifest's say nothing about where a unit's bytes are.
         return _sum_up(path, findings, 0)
     findings += check_padding(child)
-    threads = threads or default_threads()
     if parents is None:
-        threads = scan_threads_within(len(manifest.units), 0, 1, max_memory, threads)
-        findings += check_digests(child, manifest, threads, one_at_a_time(listener))
+        workers = runner.workers(needs_of_scan(len(manifest.units), 0, 1))
+        findings += check_digests(child, manifest, workers, one_at_a_time(listener))
     else:
-        findings += check_parents(child, manifest, parents, imatrix, threads, max_memory, one_at_a_time(listener))
+        findings += check_parents(child, manifest, parents, imatrix, runner, one_at_a_time(listener))
     return _sum_up(path, findings, sum(t.nbytes for t in child.tensors.values()))
 
 

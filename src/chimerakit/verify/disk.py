@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
@@ -22,10 +23,11 @@ from chimerakit.records import (
     Role,
     WeightFile,
 )
+from chimerakit.runners import Workers
 from chimerakit.runners.watched import run_watched
 from chimerakit.scan import ScanJob, ScanUnit, scan_jobs
 from chimerakit.sinks import Digests
-from chimerakit.stores.digest import Hasher, digest_file, digest_range
+from chimerakit.stores.digest import digest_file, digest_range
 from chimerakit.stores.local import Readers
 
 _CHILD = "child"
@@ -153,7 +155,7 @@ def _short(value: object) -> str:
 # -------------------------------------------------------------------------------------------- bytes
 
 
-def check_digests(child: Checkpoint, manifest: Manifest, threads: int, listener: Listener) -> Iterable[Finding]:
+def check_digests(child: Checkpoint, manifest: Manifest, workers: Workers, listener: Listener) -> Iterable[Finding]:
     """Every tensor has the digests that the manifest says, and so has every weight file."""
     units = []
     for made in manifest.units:
@@ -161,50 +163,52 @@ def check_digests(child: Checkpoint, manifest: Manifest, threads: int, listener:
         units.append(ScanUnit(made.unit, Role("other"), {_CHILD: Input(_CHILD, 1.0, "", tensors)}))
     said = {name: (digest, made.sha256) for made in manifest.units for name, digest in made.tensors.items()}
     has_sha256 = is_with_sha256(manifest)
-    ask = _digest_job(child.root, sha256=has_sha256)
-    for found in scan_jobs("verifying", ask, {_CHILD: child}, units, threads=threads, listener=listener):
-        for name, digests in found.items():
-            xxh3, sha256 = said[name]
-            if digests.xxh3 != xxh3:
+    ask = partial(_digest_job, child.root, has_sha256)
+    for found in scan_jobs("verifying", ask, {_CHILD: child}, units, workers=workers, listener=listener):
+        for name, (right, right_sha256) in found.items():
+            claimed, claimed_sha256 = said[name][0], (said[name][1] or {}).get(name)
+            if right != claimed:
                 yield Finding(False, name, "its bytes are not those that were written (digest)")
-            elif digests.sha256 != (claimed := (sha256 or {}).get(name)):
-                yield Finding(False, name, claims("sha256", claimed, digests.sha256, "its bytes have"))
+            elif right_sha256 != claimed_sha256:
+                yield Finding(False, name, claims("sha256", claimed_sha256, right_sha256, "its bytes have"))
             else:
                 yield Finding(True, name, "tensors as written (digest)")
     for made in manifest.units:
         for name in (made.sha256 or {}).keys() - made.tensors.keys():
             yield Finding(False, made.unit, f"the manifest says a sha256 of {name!r}, which is not in this unit")
     if has_sha256:
-        for name, right in sha256_of_weights(child, threads, listener).items():
-            if manifest.weights[name].sha256 != right:
-                yield Finding(False, name, claims("sha256", manifest.weights[name].sha256, right, "the file has"))
+        for name, whole in sha256_of_weights(child, workers, listener).items():
+            if manifest.weights[name].sha256 != whole:
+                yield Finding(False, name, claims("sha256", manifest.weights[name].sha256, whole, "the file has"))
             else:
                 yield Finding(True, name, "weight files as written (sha256)")
 
 
-def _digest_job(root: str, *, sha256: bool) -> Callable[[ScanJob, Inputs, Report], dict[str, Hasher]]:
-    def ask(job: ScanJob, inputs: Inputs, report: Report) -> dict[str, Hasher]:
-        tensors = [t for unit in job.units for t in unit.sides[_CHILD].tensors]
-        sink = Digests(root, report, sha256=sha256)
-        for run in read_runs(_CHILD, tensors):
-            sink.copy(run, inputs.reader(_CHILD, run.source))
-        return {t.name: sink.digest(t) for t in tensors}
-
-    return ask
+def _digest_job(
+    root: str, has_sha256: bool, job: ScanJob, inputs: Inputs, report: Report
+) -> dict[str, tuple[str, str | None]]:
+    """xxh3-128 and sha256 of each tensor."""
+    tensors = [t for unit in job.units for t in unit.sides[_CHILD].tensors]
+    sink = Digests(root, report, sha256=has_sha256)
+    for run in read_runs(_CHILD, tensors):
+        sink.copy(run, inputs.reader(_CHILD, run.source))
+    found = {t.name: sink.digest(t) for t in tensors}
+    return {name: (hasher.xxh3, hasher.sha256) for name, hasher in found.items()}
 
 
 class _WholeFile(Struct, frozen=True):
+    root: str
     name: str
     nbytes: int
 
 
-def sha256_of_weights(child: Checkpoint, threads: int, listener: Listener) -> dict[str, str | None]:
+def sha256_of_weights(child: Checkpoint, workers: Workers, listener: Listener) -> dict[str, str | None]:
     """sha256 of whole weight files: it needs their bytes in order, so each is read once more."""
+    files = [_WholeFile(child.root, shard.name, shard.nbytes) for shard in child.shards]
+    return dict(run_watched("sha256 of weight files", _sha256, files, workers=workers, listener=listener))
 
-    def digest(file: _WholeFile, report: Report) -> tuple[str, str | None]:
-        with Readers() as readers:
-            reader = readers.get(Path(child.root, file.name))
-            return file.name, digest_range(reader, 0, file.nbytes, sha256=True, report=report).sha256
 
-    files = [_WholeFile(shard.name, shard.nbytes) for shard in child.shards]
-    return dict(run_watched("sha256 of weight files", digest, files, threads=threads, listener=listener))
+def _sha256(file: _WholeFile, report: Report) -> tuple[str, str | None]:
+    with Readers() as readers:
+        reader = readers.get(Path(file.root, file.name))
+        return file.name, digest_range(reader, 0, file.nbytes, sha256=True, report=report).sha256

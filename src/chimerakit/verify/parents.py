@@ -13,7 +13,7 @@ from chimerakit.events import Listener, Report
 from chimerakit.execute import Inputs, header_digest, made_of, make_units
 from chimerakit.manifest import MANIFEST, is_as_encoded, make_manifest, parent_record
 from chimerakit.plan import make_jobs, make_plan
-from chimerakit.plan.memory import threads_within
+from chimerakit.plan.memory import needs_of
 from chimerakit.plan.ranges import Run
 from chimerakit.recipe import recipe_from_data
 from chimerakit.records import (
@@ -31,6 +31,7 @@ from chimerakit.records import (
     Tensor,
     WeightFile,
 )
+from chimerakit.runners import Runner
 from chimerakit.runners.watched import run_watched
 from chimerakit.sinks import Digests
 from chimerakit.stores.digest import Hasher, digest_range
@@ -45,8 +46,7 @@ def check_parents(
     manifest: Manifest,
     parents: Mapping[str, Checkpoint],
     imatrix: ImatrixFile | None,
-    threads: int,
-    max_memory: int,
+    runner: Runner,
     listener: Listener,
 ) -> Iterable[Finding]:
     """Every byte and every statement is what recipe and parents give."""
@@ -64,7 +64,7 @@ def check_parents(
         yield Finding(False, MANIFEST, problem)
         return
     # A map would have to be believed, so what a delta decides on is measured again.
-    distances = measure_distances(recipe, parents, threads=threads, max_memory=max_memory, listener=listener)
+    distances = measure_distances(recipe, parents, runner=runner, listener=listener)
     plan = make_plan(recipe, parents, distances, imatrix=imatrix)
     if plan.digest != manifest.plan:
         yield Finding(False, MANIFEST, "its recipe and parents give another plan than the one that it names")
@@ -79,20 +79,20 @@ def check_parents(
         yield from misplaced
         yield from _unlike_records(manifest.files, files)
         return
-    threads = threads_within(plan, max_memory, threads, records=2)
+    workers = runner.workers(needs_of(plan, records=2))
     jobs = make_jobs(plan, Path(child.root), allow_nonfinite=True, sha256=has_sha256)
     said = {made.unit: made for made in manifest.units}
     made = []
     changed = set()
     for proven in (
-        p for answers in run_watched("proving", _prove_job, jobs, threads=threads, listener=listener) for p in answers
+        p for answers in run_watched("proving", prove_job, jobs, workers=workers, listener=listener) for p in answers
     ):
         made.append(_made(proven, said.get(proven.made.unit)))
         changed |= {child.tensors[name].file for name in proven.first_unlike}
         yield from _say_proven(proven)
     sha256: dict[str, str | None] = dict.fromkeys(headers)
     if has_sha256:
-        found = sha256_of_weights(child, threads, listener)
+        found = sha256_of_weights(child, workers, listener)
         sha256 = {n: manifest.weights[n].sha256 if n in changed else found[n] for n in headers}
     receipt = Receipt(0, 0, headers, tuple(made))
     expected = make_manifest(plan, [receipt], files, sha256, allow_nonfinite=True)
@@ -193,7 +193,7 @@ def _unlike_units(claimed: tuple[MadeRow, ...], right: tuple[MadeRow, ...]) -> I
 # ------------------------------------------------------------------------------- making units again
 
 
-class _Proven(Struct, frozen=True):
+class Proven(Struct, frozen=True):
     """What making a unit again showed."""
 
     made: Made
@@ -202,7 +202,7 @@ class _Proven(Struct, frozen=True):
     """Tensors that differ from what the parents give, with the first byte that does."""
 
 
-def _say_proven(proven: _Proven) -> Iterable[Finding]:
+def _say_proven(proven: Proven) -> Iterable[Finding]:
     for name in proven.made.digests:
         if (at := proven.first_unlike.get(name)) is not None:
             yield Finding(False, name, f"is not what its parents give (from byte {at})", {"byte": at})
@@ -211,7 +211,7 @@ def _say_proven(proven: _Proven) -> Iterable[Finding]:
             yield Finding(True, name, f"tensors proven against the parents: {how}")
 
 
-def _made(proven: _Proven, claimed: MadeRow | None) -> Made:
+def _made(proven: Proven, claimed: MadeRow | None) -> Made:
     """What the manifest must say of a unit. Of bytes that are wrong no digest is right; that they are wrong is said once."""
     made = proven.made
     if claimed is None or not proven.first_unlike:
@@ -224,14 +224,14 @@ def _made(proven: _Proven, claimed: MadeRow | None) -> Made:
     return replace(made, digests=settle(made.digests, claimed.tensors), sha256=sha256)
 
 
-def _prove_job(job: Job, report: Report) -> list[_Proven]:
+def prove_job(job: Job, report: Report) -> list[Proven]:
     """Make a job's units again, into a comparison with the child."""
     proven = []
     with Inputs(job.roots, job.signatures, report) as inputs, _Comparison(job, report) as comparison:
         for row, result in make_units(job.rows, inputs, comparison, allow_nonfinite=job.allow_nonfinite):
             made = made_of(row, result, comparison, sha256=job.sha256)
             unlike = {name: comparison.unlike[name] for name in made.digests if name in comparison.unlike}
-            proven.append(_Proven(made, unlike))
+            proven.append(Proven(made, unlike))
         inputs.check_unchanged()
     return proven
 
