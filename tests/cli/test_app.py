@@ -223,3 +223,47 @@ def test_plan_looks_into_a_finished_child(tmp_path: Path, parents: dict[str, Pat
     done = run("plan", *flags(sister), *rules, "-o", tmp_path / "child")
     assert done.returncode == 2
     assert "parents with the same headers and other weights" in done.stderr
+
+
+# ------------------------------------------------------------------------------------- many machines
+
+
+def test_shards_and_a_finish_make_the_child(parents: dict[str, Path], tmp_path: Path) -> None:
+    """Each says what it did and what comes then; the end is the child of one command."""
+    words = ["merge", *flags(parents), "--base=v3", "--take=r1:routed_experts", "-o"]
+    child, alone = tmp_path / "child", tmp_path / "alone"
+    assert run(*words, alone).returncode == 0
+    for index in (1, 0):
+        done = run(*words, child, f"--shard={index}/2")
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        assert said["jobs_run"] + said["jobs_reused"] <= said["jobs_in_all"]
+    code, shown = run_on_terminal(*words, child, "--shard=0/2", "--quiet")
+    assert code == 0
+    assert "had been done before" in shown or "0 of 1 jobs are done" in shown
+    assert "the same command with --finish in place of --shard" in shown
+    assert run(*words, child, "--finish").returncode == 0
+    assert {f.name: f.read_bytes() for f in child.iterdir()} == {f.name: f.read_bytes() for f in alone.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--shard=2/2"], "error: --shard 2/2: can't be read"),
+        (["--shard=0/2", "--finish"], "error: --shard, --finish, --force: can't be used together"),
+        (["--finish", "--force"], "error: --shard, --finish, --force: can't be used together"),
+        (["--finish"], "not every job is done"),
+        (["--runner=slurm"], "error: --runner slurm: is no runner"),
+        (["--runner=ray", "--threads=2"], "error: --threads: belongs to threads"),
+        (["--runner=ray:ray://host:10001"], "error: ray://host:10001: jobs are given out by a machine of the cluster"),
+    ],
+)
+def test_wrong_requests_of_many_machines_are_refused(
+    words: list[str], says: str, parents: dict[str, Path], tmp_path: Path
+) -> None:
+    """With one error, and before anything is made."""
+    made = run("merge", *flags(parents), "--base=v3", "--take=r1:routed_experts", "-o", tmp_path / "child", *words)
+    assert made.returncode == 2
+    assert says in made.stderr
+    assert made.stderr.count("error: ") == 1
+    assert not (tmp_path / "child").exists()

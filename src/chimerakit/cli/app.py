@@ -1,5 +1,6 @@
 """The verbs: each asks the library one thing, tells what was found, and ends with its exit code."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,27 +11,29 @@ from chimerakit.cli import measuring
 from chimerakit.cli.ending import end
 from chimerakit.cli.flags import (
     MAX_MEMORY,
+    THREADS,
     AsJson,
     Base,
     ByImatrix,
     Differences,
     Dtype,
+    Jobs,
     MaxMemory,
     Mixes,
     ParentPaths,
     Quiet,
     RecipeFile,
+    RunnerName,
     SplitMaxSize,
     Takes,
-    Threads,
     check_new,
     is_for_several,
-    nbytes_of,
     opened_imatrix,
     parents_of,
     paths_of,
     plan_of,
     ranges_of,
+    runner_of,
 )
 from chimerakit.errors import RecipeError
 
@@ -74,7 +77,7 @@ def plan(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The child's folder, to be checked too.")
     ] = None,
-    threads: Threads = None,
+    threads: Jobs = None,
     max_memory: MaxMemory = MAX_MEMORY,
     as_json: AsJson = False,
     full: Annotated[bool, typer.Option("--full", help="With --json: every row and every byte range.")] = False,
@@ -101,7 +104,7 @@ def plan(
         check_output(made, output)
         if is_finished(output):
             check_finished(made, output)
-    view = show.plan_view(made, output, threads, nbytes_of(max_memory))
+    view = show.plan_view(made, output, runner_of(threads, max_memory))
     end(as_json or full, lambda: made if full else view, lambda: show.print_plan(view))
 
 
@@ -124,8 +127,16 @@ def merge(
         bool,
         typer.Option("--link", help="Weight files that equal a parent's become hard links to it: one file, two names."),
     ] = False,
-    threads: Threads = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="i/n", help="Do a fixed n-th of the jobs, the i-th from 0 on; --finish comes last."),
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Check what all shards have done, and complete the child.")
+    ] = False,
+    threads: Jobs = None,
     max_memory: MaxMemory = MAX_MEMORY,
+    runner: RunnerName = THREADS,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -133,20 +144,37 @@ def merge(
     from chimerakit.cli import show
     from chimerakit.cli.progress import watching
     from chimerakit.merge import merge_parents
+    from chimerakit.portions import finish_merge, merge_portion, parse_portion
 
     if digest not in ("xxh3", "sha256"):
         raise RecipeError(f"unknown digest {digest!r}", where="--digest", expected="xxh3 or sha256")
+    if (shard is not None) + finish + force > 1:
+        raise RecipeError("can't be used together", where="--shard, --finish, --force")
+    portion, has_sha256 = None if shard is None else parse_portion(shard), digest == "sha256"
+    who = runner_of(threads, max_memory, runner)
     made = plan_of(recipe, parent, base, take, mix, dtype, differences, split_max_size, matrix)
+    if portion is not None:
+        with watching(quiet=quiet) as listener:
+            done = merge_portion(
+                made,
+                output,
+                portion,
+                runner=who,
+                link=link,
+                allow_nonfinite=allow_nonfinite,
+                sha256=has_sha256,
+                listener=listener,
+            )
+        end(as_json, lambda: done, lambda: show.print_portion(done, portion, output))
+    finally_merge = finish_merge if finish else partial(merge_parents, force=force)
     with watching(quiet=quiet) as listener:
-        merged = merge_parents(
+        merged = finally_merge(
             made,
             output,
-            threads=threads,
-            max_memory=nbytes_of(max_memory),
-            force=force,
+            runner=who,
             link=link,
             allow_nonfinite=allow_nonfinite,
-            sha256=digest == "sha256",
+            sha256=has_sha256,
             listener=listener,
         )
     view = show.merge_view(output, merged)
@@ -165,8 +193,9 @@ def verify(
         bool, typer.Option("--codes", help="With --table: compare stored codes without their scales.")
     ] = False,
     detail: Annotated[bool, typer.Option("--detail", help="With --table: per layer and expert.")] = False,
-    threads: Threads = None,
+    threads: Jobs = None,
     max_memory: MaxMemory = MAX_MEMORY,
+    runner: RunnerName = THREADS,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -184,7 +213,7 @@ def verify(
             raise RecipeError("--table compares with parents", where="verify", do="--parent NAME=PATH for each")
         with watching(quiet=quiet) as listener:
             made = verify_table(
-                child, parents, codes=codes, threads=threads, max_memory=nbytes_of(max_memory), listener=listener
+                child, parents, codes=codes, runner=runner_of(threads, max_memory, runner), listener=listener
             )
         end(
             as_json,
@@ -199,8 +228,7 @@ def verify(
             child,
             parents or None,
             imatrix=opened_imatrix(matrix),
-            threads=threads,
-            max_memory=nbytes_of(max_memory),
+            runner=runner_of(threads, max_memory, runner),
             listener=listener,
         )
     end(as_json, lambda: show.findings_view(found), lambda: show.print_findings(found), ok=found.ok)
@@ -218,8 +246,9 @@ def explain(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     detail: Annotated[bool, typer.Option("--detail", help="Every unit.")] = False,
-    threads: Threads = None,
+    threads: Jobs = None,
     max_memory: MaxMemory = MAX_MEMORY,
+    runner: RunnerName = THREADS,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -236,8 +265,7 @@ def explain(
         found = explain_child(
             child,
             parents,
-            threads=threads,
-            max_memory=nbytes_of(max_memory),
+            runner=runner_of(threads, max_memory, runner),
             sample=share,
             seed=seed,
             listener=listener,
@@ -292,8 +320,9 @@ def inspect(
     detail: Annotated[
         bool, typer.Option("--detail", help="Per component and layer; with --json and --values every unit.")
     ] = False,
-    threads: Threads = None,
+    threads: Jobs = None,
     max_memory: MaxMemory = MAX_MEMORY,
+    runner: RunnerName = THREADS,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -306,8 +335,7 @@ def inspect(
         found = inspect_checkpoint(
             checkpoint,
             values=values,
-            threads=threads,
-            max_memory=nbytes_of(max_memory),
+            runner=runner_of(threads, max_memory, runner),
             listener=listener,
         )
     end(
@@ -341,8 +369,9 @@ def compare(
     synthetic_states: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="The same on N drawn states, without a preferred direction.")
     ] = None,
-    threads: Threads = None,
+    threads: Jobs = None,
     max_memory: MaxMemory = MAX_MEMORY,
+    runner: RunnerName = THREADS,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -370,8 +399,7 @@ def compare(
                 open_checkpoint(a),
                 open_checkpoint(b),
                 states=compared.states_of(states, synthetic_states),
-                threads=threads,
-                max_memory=nbytes_of(max_memory),
+                runner=runner_of(threads, max_memory, runner),
                 listener=listener,
             )
     end(
@@ -394,7 +422,7 @@ def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the children go.")] = Path("demo-out"),
     problems: Annotated[int, typer.Option(min=1, help="Held-out problems that each model answers.")] = 200,
     gguf: Annotated[bool, typer.Option("--gguf", help="With the parents in Q4_K_M, in llama.cpp.")] = False,
-    threads: Threads = None,
+    threads: Jobs = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -402,10 +430,11 @@ def demo(
     from chimerakit.cli import show
     from chimerakit.cli.progress import watching
     from chimerakit.demo import find_family, run_demo
+    from chimerakit.runners.local import Threads
 
     with watching(quiet=quiet) as listener:
         shown = run_demo(
-            find_family(family), output, num_problems=problems, threads=threads, listener=listener, gguf=gguf
+            find_family(family), output, num_problems=problems, runner=Threads(threads), listener=listener, gguf=gguf
         )
     if as_json:
         show.print_json({"ok": shown.ok, "demo": shown})

@@ -31,6 +31,7 @@ from chimerakit.words import say_nbytes
 if TYPE_CHECKING:
     from chimerakit.events import Listener
     from chimerakit.records import Checkpoint
+    from chimerakit.runners import Runner
 
 PARTIAL = ".partial"
 """Ends the name of a file that holds what is done of a map."""
@@ -44,12 +45,11 @@ def compare_into(
     b: "Checkpoint",
     *,
     states: RecordedStates | DrawnStates | None,
-    threads: int | None,
-    max_memory: int,
+    runner: "Runner",
     listener: "Listener",
 ) -> DifferenceMap:
     """Make a map, and save it where it is asked for; after an interruption, go on."""
-    compare = partial(compare_checkpoints, states=states, threads=threads, max_memory=max_memory, listener=listener)
+    compare = partial(compare_checkpoints, states=states, runner=runner, listener=listener)
     if output is None:
         return compare(a, b)
     check_new(output, "choose another name; what is there can be shown: compare --map")

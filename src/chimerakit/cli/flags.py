@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from chimerakit.plan.deltas import Distances
     from chimerakit.recipe import Ranges
     from chimerakit.records import Checkpoint, ImatrixFile, Plan, Recipe
+    from chimerakit.runners import Runner
 
 RecipeFile = Annotated[Path | None, typer.Argument(help="The recipe; without it, --base, --take and --mix say it.")]
 ParentPaths = Annotated[
@@ -52,13 +53,23 @@ Differences = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output; also when that is no terminal.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Jobs at a time, at most; by default two more than cores.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Jobs at a time, at most; by default two more than cores.")]
 MaxMemory = Annotated[
     str,
     typer.Option(metavar="SIZE", help="Memory that may be used, as 500MB or 1.5GiB; fewer jobs run at a time then."),
 ]
 
+RunnerName = Annotated[
+    str,
+    typer.Option(
+        "--runner",
+        metavar="threads|ray[:ADDRESS]",
+        help="Who does the jobs: this machine, or a Ray cluster (docs/machines.md).",
+    ),
+]
+
 MAX_MEMORY = "2GiB"
+THREADS = "threads"
 
 
 def plan_of(
@@ -131,6 +142,22 @@ def opened_imatrix(path: Path | None) -> "ImatrixFile | None":
 def parents_of(parent: list[str] | None) -> "dict[str, Checkpoint]":
     """The parents that are given by name and place, opened."""
     return _open_all(paths_of(parent))
+
+
+def runner_of(threads: int | None, max_memory: str, name: str = THREADS) -> "Runner":
+    """Who does the jobs. RecipeError for a name that nobody has; MissingExtraError."""
+    if name == THREADS:
+        from chimerakit.runners.local import Threads
+
+        return Threads(threads, nbytes_of(max_memory))
+    kind, _, address = name.partition(":")
+    if kind != "ray":
+        raise RecipeError("is no runner", where=f"--runner {name}", expected="threads, ray, or ray:ADDRESS")
+    from chimerakit.runners.ray import Ray
+
+    if threads is not None:
+        raise RecipeError("belongs to threads", where="--threads", do="a cluster decides by its CPUs: leave it out")
+    return Ray(address or None, nbytes_of(max_memory))
 
 
 def nbytes_of(text: str, flag: str = "--max-memory") -> int:

@@ -8,14 +8,16 @@ import typer
 from chimerakit.cli.ending import end
 from chimerakit.cli.flags import (
     MAX_MEMORY,
+    THREADS,
     AsJson,
     Differences,
+    Jobs,
     MaxMemory,
     ParentPaths,
     Quiet,
-    Threads,
-    nbytes_of,
+    RunnerName,
     ranges_of,
+    runner_of,
 )
 from chimerakit.defaults import MAX_TOKENS
 
@@ -136,8 +138,9 @@ def sweep(
     ] = None,
     within: Annotated[float, typer.Option(help="With --bisect: how narrow the bracket shall be.")] = 0.02,
     differences: Differences = None,
-    threads: Threads = None,
+    threads: Jobs = None,
     max_memory: MaxMemory = MAX_MEMORY,
+    runner: RunnerName = THREADS,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -165,8 +168,7 @@ def sweep(
             output,
             wish,
             distances_of=distances_of,
-            threads=threads,
-            max_memory=nbytes_of(max_memory),
+            runner=runner_of(threads, max_memory, runner),
             listener=listener,
         )
     end(as_json, lambda: swept.sweep_view(found, output), lambda: swept.print_sweep(found, output))

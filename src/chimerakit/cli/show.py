@@ -12,10 +12,10 @@ from msgspec import Struct
 
 from chimerakit.errors import printable
 from chimerakit.plan.encoding import encoded_weights, encoding_seconds
-from chimerakit.plan.memory import peak_memory, threads_within
+from chimerakit.plan.memory import needs_of, peak_memory
 from chimerakit.plan.ranges import copy_runs
 from chimerakit.records import Findings, Plan, RuleSummary
-from chimerakit.runners.local import default_threads
+from chimerakit.runners import Runner
 from chimerakit.stores.part import free_nbytes
 from chimerakit.words import say_count, say_nbytes, say_seconds
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from chimerakit.demo import Demo
     from chimerakit.merge import Merged
+    from chimerakit.portions import MergedPortion, Portion
     from chimerakit.table import Table as ChildTable
     from chimerakit.table import TableSummary
 
@@ -95,9 +96,9 @@ class PlanView(Struct, frozen=True):
     notes: tuple[str, ...]
 
 
-def plan_view(plan: Plan, output: Path | None, threads: int | None, max_memory: int) -> PlanView:
+def plan_view(plan: Plan, output: Path | None, runner: Runner) -> PlanView:
     """The view of a plan. Raises PlanError where the memory is not enough for one job."""
-    threads = threads_within(plan, max_memory, threads or default_threads())
+    threads = runner.workers(needs_of(plan)).count
     encoded = encoded_weights((row.kind, row.storage, row.outputs[0].shape) for row in plan.rows)
     return PlanView(
         plan=plan.digest,
@@ -208,6 +209,15 @@ def print_merge(view: MergeView) -> None:
     if view.nonfinite:
         print(f"{view.nonfinite} values are NaN or infinite")
     print("prove it: chimerakit verify " + printable(view.child) + " --parent NAME=PATH ...")
+
+
+def print_portion(done: "MergedPortion", portion: "Portion", output: Path) -> None:
+    """What was done of a merge, and what comes then."""
+    jobs = done.jobs_run + done.jobs_reused
+    print(printable(f"{output}: {jobs} of {done.jobs_in_all} jobs are done; {say_nbytes(done.nbytes_written)} written"))
+    if done.jobs_reused:
+        print(f"{done.jobs_reused} of them had been done before")
+    print(f"when all {portion.count} shards are done: the same command with --finish in place of --shard")
 
 
 # ------------------------------------------------------------------------------------------- verify
