@@ -111,7 +111,7 @@ def _block_cases() -> Iterator[_Case]:
 
 def _mix_blocks(storage: str, dtype: str, count: int, matrix: _Matrix) -> None:
     sums = np.zeros(2)
-    for panel in cut((NBYTES // COLS, COLS), is_blocked=True).panels():
+    for panel in cut((NBYTES // COLS, COLS), [storage]).panels():
         shape, start = (panel.rows, COLS), panel.row * COLS
         *inputs, out = (x[start : start + panel.rows * COLS].reshape(shape) for x in (*matrix.inputs, matrix.out))
         num_blocks = panel.rows * COLS // BLOCK**2

@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import shutil
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import scale
 from benchmarks.report import Row, at_least, at_most, machine, markdown, say_row, write_results
 from benchmarks.timing import (
     Command,
@@ -183,6 +185,99 @@ def zoo(bench: Bench) -> Iterator[Row]:
 def weights_of(*children: Path) -> list[Path]:
     """The last weight file of each child, in which there is what rules take."""
     return [max(child.glob("*.safetensors")) for child in children]
+
+
+def many_machines(bench: Bench) -> Iterator[Row]:
+    """The same merge by Ray on this machine and by threads: what handing jobs out costs, Ray having started."""
+    for kind, flag, name in (
+        ("bf16", "--take=r1:routed_experts", "copy-merge"),
+        ("fp8", "--mix=r1:routed_experts=0.75", "FP8 mix"),
+    ):
+        with dense(bench, kind) as parents:
+            child = bench.work / "child"
+            words = ("benchmarks.runners", parents, child, bench.pairs, flag)
+            said = run(
+                Command([sys.executable, "-m", *map(str, words)], memory=nbytes_of(parents / "v3")), bench.log
+            ).log
+            found = json.loads(said.splitlines()[-1])
+            shutil.rmtree(child)
+        ratios = [ray / threads for ray, threads in zip(found["ray"], found["threads"], strict=True)]
+        middles = [statistics.median(found[who]) for who in ("ray", "threads")]
+        figure = Figure(statistics.median(ratios), min(ratios), max(ratios))
+        note = f"{middles[0]:.1f} s against {middles[1]:.1f} s"
+        yield Row(f"{name}, disk, by Ray / by threads: wall", figure, "x", at_most(1.15), note)
+
+
+def scaling(bench: Bench) -> Iterator[Row]:
+    """What the parts of a merge cost, and whole runs beside the disk that they write to: scale.py puts the one together to give
+    the other."""
+    family = ROOT / "examples" / "tiny-family"
+    with dense(bench, "bf16") as plain, dense(bench, "fp8") as blocks:
+        child, other = bench.work / "child", bench.work / "written"
+        parts = json.loads(run(Command([sys.executable, "-m", "benchmarks.parts", plain, blocks]), bench.log).log)
+        parts[scale.JOB] = json.loads(
+            run(Command([sys.executable, "-m", "benchmarks.runners", "jobs", "2000"]), bench.log).log.splitlines()[-1]
+        )
+        tiny = [f"--parent={n}={family / f'{n}-like'}" for n in ("v3", "r1")]
+        for name, share in ((scale.START, 1.0), (scale.START_MIXING, 0.75)):
+            command = Command(
+                chimerakit("merge", "-o", child, "--base=v3", *RULES[share], *tiny, "--quiet"), output=child
+            )
+            parts[name] = middle(repeat(command, bench.pairs, bench.log), wall).value
+        reading = Command(
+            [sys.executable, "-m", "benchmarks.direct", "read", plain / "v3"], reads=(plain / "v3",), is_cold=True
+        )
+        parts[scale.DISK_READ] = (
+            nbytes_of(plain / "v3") / 1e9 / middle(repeat(reading, bench.pairs, bench.log), wall).value
+        )
+        rows = []
+        for name, command, given in _whole_runs(bench, plain, blocks, child):
+            pairs = alternate(command, write_directly(plain, other), bench.pairs, bench.log)
+            written = nbytes_of(plain / "v3") / 1e9 / middle([roof for _, roof in pairs], wall).value
+            note = json.dumps(given | {"write": round(written, 3)})
+            rows.append(Row(f"run: {name}", middle([ours for ours, _ in pairs], wall), "s", note=note))
+            parts[scale.DISK_WRITE] = written
+            shutil.rmtree(other)
+            if name != "copy-merge":  # which is proven next
+                shutil.rmtree(child, ignore_errors=True)
+    yield from (Row(f"part: {name}", one(value), "") for name, value in parts.items())
+    yield from rows
+
+
+def _whole_runs(
+    bench: Bench, plain: Path, blocks: Path, child: Path
+) -> Iterator[tuple[str, Command, dict[str, object]]]:
+    """Commands, and what the model is told of each."""
+    gb = nbytes_of(plain / "v3") / 1e9
+    yield "copy-merge", merge(plain, 1.0, child), {"work": "copied", "gb": gb}
+    reads = (child, plain / "v3", plain / "r1")
+    verify = Command(chimerakit("verify", child, *parents_of(plain), "--quiet"), reads=reads)
+    yield "verify --parent of a copied child", verify, {"work": "proven", "gb": gb}
+    yield "BF16 mix", merge(plain, 0.75, child), {"work": "mixed", "kind": scale.BF16, **_sizes(bench, plain)}
+    yield "FP8 mix", merge(blocks, 0.75, child), {"work": "mixed", "kind": scale.FP8, **_sizes(bench, blocks)}
+    cold = merge(plain, 1.0, child)._replace(is_cold=True)
+    yield (
+        "copy-merge, parents not in the page cache",
+        cold,
+        {"work": "copied", "gb": gb, "read": scale.READ_DISK, "cold": True},
+    )
+    rule = "{mix: {r1: {sweep: [0.1, 0.3, 0.5, 0.7, 0.9]}}, components: routed_experts, experts: 0-3}"
+    recipe = bench.work / "five.yaml"
+    recipe.write_text(f"parents: {{v3: , r1: }}\nbase: v3\nrules: [{rule}]\n")
+    disk = json.loads(run(Command(chimerakit("plan", recipe, *parents_of(plain), "--json")), bench.log).log)["disk"]
+    sizes = {"selected": disk["selected_of_a_child"] / 1e9, "unselected": disk["unselected_once"] / 1e9}
+    sweep = Command(
+        chimerakit("sweep", recipe, "-o", child, *parents_of(plain), "--quiet"), output=child, reads=reads[1:]
+    )
+    yield "sweep of five children", sweep, {"work": "swept", "count": 5, "kind": scale.BF16, **sizes}
+
+
+def _sizes(bench: Bench, parents: Path) -> dict[str, object]:
+    """GB of a child, and of it what the mixing rule takes."""
+    words = chimerakit("plan", "--base=v3", *RULES[0.75], *parents_of(parents), "--json")
+    rules = json.loads(run(Command(words), bench.log).log)["rules"]
+    taken = sum(rule["nbytes"] for rule in rules if rule["rule"] is not None)
+    return {"gb": sum(rule["nbytes"] for rule in rules) / 1e9, "mixed_gb": taken / 1e9}
 
 
 def gguf_pick(bench: Bench) -> Iterator[Row]:
@@ -430,6 +525,8 @@ SECTIONS: dict[str, Section] = {
     "kernels": kernels,
     "copy": copy_merge,
     "zoo": zoo,
+    "machines": many_machines,
+    "scale": scaling,
     "gguf": gguf_pick,
     "fp8": fp8_mix,
     "explain": explaining,
