@@ -214,7 +214,10 @@ def page() -> str:
         for work in (mixed(1, 1, FP8, read=READ_DISK), copied(1, read=READ_DISK))
     )
     tenth = swept(30, EXPERTS / 10, FULL - EXPERTS / 10, FP8, read=READ_DISK)
-    of_tenth, of_one = (predict(work, NVME, parts).seconds for work in (tenth, copied(FULL, read=READ_DISK)))
+    thirty, one = swept(30, EXPERTS, FULL - EXPERTS, FP8, read=READ_DISK), mixed(FULL, EXPERTS, FP8, read=READ_DISK)
+    of_tenth, of_thirty, of_mix, of_one = (
+        predict(work, NVME, parts).seconds for work in (tenth, thirty, one, copied(FULL, read=READ_DISK))
+    )
     ahead = []
     for what, place, work in forecasts():
         forecast = predict(work, place, parts)
@@ -239,6 +242,7 @@ def page() -> str:
         times=fp8 / copy,
         core=1 / fp8,
         tenth=of_tenth / of_one,
+        saved=1 - of_thirty / (30 * of_mix),
         overlap=OVERLAP,
         twice=2 ** (1 / OVERLAP),
     )
@@ -294,11 +298,11 @@ What follows from it:
 - **Mixing FP8 needs processors:** {fp8:.1f} CPU seconds for each GB of a child, {times:.0f} times as much as copying, which takes
   {copy:.2f}. A core keeps up with {core:.1f} GB/s of child.
 - **A reflink beats all of it.** On XFS or btrfs whoever copies shares blocks with the parents, and writes only what is mixed.
-- **Thirty children** of all routed experts are 20 TB that have to be written, whoever does it. That parents are read once for all of
-  them matters little beside it; `--keep best:3 --batch 4` bounds the disk, not the time. Where rules take a tenth, thirty children
-  take {tenth:.1f} times as long as one of them copied whole.
-- **Shards** (`merge --shard`) end with one machine reading the whole child (`--finish`): {finish}. With Ray the machines have
-  said what they wrote.
+- **Thirty children** of all routed experts are 20 TB that have to be written, whoever does it. As parents are read once for all of
+  them, that takes {saved:.0%} less time on one machine than thirty merges. `--keep best:3 --batch 4` bounds the disk, and reads
+  parents once for every four. Where rules take a tenth, thirty children take {tenth:.1f} times as long as one copied whole.
+- **Shards** (`merge --shard`) end with one machine reading the whole child (`--finish`):
+  {finish}. With Ray the machines have said what they wrote.
 - **Ray** takes {job} to hand a job of 268 MB out and hear of its end, on one machine that does jobs, too; that would limit a cluster
   of more than {jobs} GB/s.
 """

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from chimerakit.formats import open_checkpoint
 from chimerakit.merge import Merged, merge_parents
 from chimerakit.plan import make_plan
 from chimerakit.recipe import parse_recipe
-from chimerakit.records import Plan
+from chimerakit.records import Job, Plan
 from chimerakit.runners.local import Threads
+from chimerakit.stores.part import PartFile
 
 R1T = "- {take: r1, components: routed_experts}"
 MIX = "- {mix: {r1: 0.75}, components: routed_experts}"
@@ -38,6 +39,12 @@ def plan_of(parents: Parents, rules: str, *, base: str = "v3", output: str = "",
 def merge(parents: Parents, rules: str, child: Path, *, output: str = "", **options: Any) -> Merged:
     """Plan and merge."""
     return merge_parents(plan_of(parents, rules, output=output), child, **options)
+
+
+def make_parts(jobs: Iterable[Job], folder: Path) -> None:
+    """The files that jobs will write, as a child makes them before jobs run."""
+    for name, nbytes in {name: nbytes for job in jobs for name, nbytes in job.sizes.items()}.items():
+        PartFile(folder / name, nbytes).close()
 
 
 def stored(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

@@ -19,7 +19,7 @@ from chimerakit.records import Job, Receipt, Tensor
 from chimerakit.runners.local import Threads
 from chimerakit.stores.local import Buffer, Reader
 from tests import naive, synthetic
-from tests.merging import MIX, MIX_ALL, R1T, contents, merge, plan_of, receipts, stored, values
+from tests.merging import MIX, MIX_ALL, R1T, contents, make_parts, merge, plan_of, receipts, stored, values
 
 Pair = dict[str, Path]
 UNIT = "model.layers.1.mlp.experts.2.up_proj.weight"
@@ -49,6 +49,7 @@ def test_jobs_travel_as_json_and_run_in_any_order_any_number_of_times(parents: P
     (tmp_path / "jobs").mkdir()
     jobs = msgspec.json.decode(msgspec.json.encode(make_jobs(plan, tmp_path / "jobs")), type=list[Job])
     assert len(jobs) > 10
+    make_parts(jobs, tmp_path / "jobs")
     first = [msgspec.json.decode(msgspec.json.encode(run_job(job, ignore)), type=Receipt) for job in reversed(jobs)]
     assert [run_job(job, ignore) for job in reversed(jobs)] == first
     weights = {n: data for n, data in contents(tmp_path / "merged").items() if n.endswith(".safetensors")}
@@ -58,7 +59,9 @@ def test_jobs_travel_as_json_and_run_in_any_order_any_number_of_times(parents: P
 
 def test_a_job_reports_the_bytes_that_it_writes(parents: Pair, tmp_path: Path) -> None:
     """The reports of a job add up to its bytes, which its receipt states."""
-    for job in make_jobs(plan_of(parents, MIX, segment_nbytes=100_000), tmp_path):
+    jobs = make_jobs(plan_of(parents, MIX, segment_nbytes=100_000), tmp_path)
+    make_parts(jobs, tmp_path)
+    for job in jobs:
         seen: list[int] = []
         receipt = run_job(job, seen.append)
         assert sum(seen) == job.nbytes == receipt.nbytes
@@ -76,6 +79,7 @@ def test_a_report_that_raises_stops_the_job(parents: Pair, tmp_path: Path) -> No
         raise InterruptedError
 
     job = make_jobs(plan_of(parents, ""), tmp_path)[0]
+    make_parts([job], tmp_path)
     with pytest.raises(InterruptedError):
         run_job(job, stop)
     assert 0 < seen < job.nbytes / 2

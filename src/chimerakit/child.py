@@ -281,6 +281,7 @@ class Child:
             raise OutputError(
                 "a weight file was taken away while the child was being made", where=self.path / missing[0]
             )
+        (self.path / (MANIFEST + PART)).unlink(missing_ok=True)  # nobody's: ours lie in the workspace
         write_file_too(self.path / MANIFEST, encode_manifest(manifest), beside=self._workspace)
         # First, so that a kill in the middle leaves a finished child.
         (self._workspace / BEGUN).unlink(missing_ok=True)
