@@ -314,7 +314,7 @@ def test_a_signal_stops_the_cluster_too(number: int, parents: Path, alone: dict[
         process.wait(timeout=60)
         seconds = time.monotonic() - began
         _, errors = process.communicate(timeout=60)  # Ray's own processes hold these pipes a little longer
-    assert seconds < 5
+    assert seconds < 30  # of which Ray takes some to end what it started
     assert process.returncode == 128 + number
     assert "stopped; run the same command again to go on" in errors
     time.sleep(1)
